@@ -16,7 +16,8 @@ its CPU per request is what can be compared with that of one.
 
 Peers are compared when they are there: nginx on the PATH, sglang-router and vllm-router in a virtual environment
 (--peers-venv, $GHOSTCACHER_PEERS_VENV, or made by --install-peers). --only NAME,... limits the run to proxies whose
-names begin so.
+names begin so, --sizes and --kinds to some bodies, --cpu-only to these tables: `--short --only "ghostcacher" --sizes 2
+--kinds plain --cpu-only` is what to run while one changes the router.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ from benchmarks.proxy.measure import (
     Memory,
     Plan,
     Result,
+    Scenario,
     StreamsResult,
+    chosen_scenarios,
     measure,
     measure_memory,
     measure_streams,
@@ -83,10 +86,25 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, help="of the memory check (1000000 takes some minutes)")
     parser.add_argument("--processes", type=int, default=1, help="of our router (default: %(default)s)")
     parser.add_argument("--only", default="", help="names of proxies, or how they begin, with commas between them")
+    parser.add_argument("--sizes", type=numbers, default=[], metavar="KIB,...", help="of bodies (default: all)")
+    parser.add_argument("--kinds", type=names, default=[], help="plain, streamed, or both (default), with a comma")
+    parser.add_argument("--cpu-only", action="store_true", help="leave out many streams, and memory")
     parser.add_argument("--peers-venv", type=Path, default=peers_venv(), help="where sglang-router and vllm-router are")
     parser.add_argument("--install-peers", action="store_true", help="make that virtual environment first")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
-    return parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
+    if not chosen_scenarios(chosen.sizes, chosen.kinds):
+        known = ", ".join(scenario.name for scenario in SCENARIOS)
+        parser.error(f"--sizes, --kinds: expected some of: {known}; got {chosen.sizes} and {chosen.kinds}")
+    return chosen
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def install_peers(venv: Path) -> None:
@@ -132,10 +150,12 @@ def write_inputs(mocks: Mocks, folder: Path) -> None:
         write_bodies(target, scenario.body_bytes, stream=scenario.stream)
 
 
-def run_scenarios(servers: Sequence[Server], plan: Plan, inputs: Inputs, progress: ProgressLine) -> list[Result]:
+def run_scenarios(
+    scenarios: Sequence[Scenario], servers: Sequence[Server], plan: Plan, inputs: Inputs, progress: ProgressLine
+) -> list[Result]:
     """Print a table for each scenario, and return all results."""
     found: list[Result] = []
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         results = []
         for server in servers:
             progress(f"{scenario.name}: {server.name}")
@@ -198,10 +218,14 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
             if wanted(OURS if indexed else f"{OURS}, no index", chosen.only):
                 count = chosen.processes
                 servers.append(start_ours(stack, mocks.ports, report, cores, folder, indexed=indexed, processes=count))
-        results = run_scenarios(servers, plan, inputs, progress)
-        streams = run_streams(servers, mocks, plan.streams_s, inputs, progress)
-        write_inputs(mocks, folder)
-        memory = run_memory(servers, chosen.requests or plan.requests, inputs, progress)
+        scenarios = chosen_scenarios(chosen.sizes, chosen.kinds)
+        results = run_scenarios(scenarios, servers, plan, inputs, progress)
+        streams: dict[str, list[StreamsResult]] = {}
+        memory: list[Memory] = []
+        if not chosen.cpu_only:
+            streams = run_streams(servers, mocks, plan.streams_s, inputs, progress)
+            write_inputs(mocks, folder)
+            memory = run_memory(servers, chosen.requests or plan.requests, inputs, progress)
     if chosen.json:
         chosen.json.write_text(json.dumps(as_json(results, streams, memory), indent=1))
     wrong = sum(r.full.errors + r.paced.errors for r in results) + sum(m.errors for m in memory)

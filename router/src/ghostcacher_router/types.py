@@ -171,8 +171,9 @@ class Forecast(NamedTuple):
     @property
     def saved_ms(self) -> float:
         """Return how much sooner the first token comes for what is cached: computing that, less pulling it."""
-        per_token_ms = self.compute_ms / max(1, self.computed_tokens)
-        return max(0.0, self.cached_tokens * per_token_ms - self.pull_ms)
+        cached = self.local_tokens + self.pulled_tokens
+        saved_ms = cached * (self.compute_ms / (self.computed_tokens or 1)) - self.pull_ms
+        return saved_ms if saved_ms > 0.0 else 0.0
 
 
 class Outcome(Enum):

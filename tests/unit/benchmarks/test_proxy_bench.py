@@ -11,7 +11,7 @@ from benchmarks.harness.client import parse_metrics
 from benchmarks.proxy.bodies import MARK, chat_body, corpus, escaped, fitted
 from benchmarks.proxy.connectors import CHAINS_MAX, HASHES_MAX, SEEN, Chains, Seen, affordable, hash_count, parse_seen
 from benchmarks.proxy.insight import Insight, insight
-from benchmarks.proxy.measure import DIRECT, SCENARIOS, Memory, Result, scenario_table
+from benchmarks.proxy.measure import DIRECT, SCENARIOS, Memory, Result, chosen_scenarios, scenario_table
 from benchmarks.proxy.proxies import NGINX, OURS, SGLANG, nginx_peer, our_router, rust_peer
 from benchmarks.proxy.running import Answered
 
@@ -35,6 +35,20 @@ def test_chat_body_has_its_size_and_one_mark(size: int) -> None:
     assert request["stream"] is True
     assert request["messages"][1]["content"].startswith(MARK)
     assert len(request["messages"][0]["content"]) > size // 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kinds", "names"),
+    [
+        ([], [], [scenario.name for scenario in SCENARIOS]),
+        ([2, 256], ["plain"], ["plain 2 KiB", "plain 256 KiB"]),
+        ([32], [], ["plain 32 KiB", "streamed 32 KiB"]),
+        ([3], ["plain"], []),
+    ],
+)
+def test_scenarios_are_chosen_by_size_and_kind(sizes: list[int], kinds: list[str], names: list[str]) -> None:
+    """What is not named is not left out."""
+    assert [scenario.name for scenario in chosen_scenarios(sizes, kinds)] == names
 
 
 def test_chat_body_of_one_project_begins_alike_in_all_sizes() -> None:

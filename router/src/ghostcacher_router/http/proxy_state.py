@@ -32,6 +32,11 @@ SHORT_SHARE = 16
 """A part of `buffered_bytes_max` that is kept for bodies up to `JOINED_BYTES_MAX`, however many long ones there are."""
 
 
+def pulls_from_nobody(_: Placement) -> KvSource | None:
+    """Return from whom the worker of a placement is told to pull: it is told nothing."""
+    return None
+
+
 class ProxyState:
     """Shared by the proxy, its clients' connections and their exchanges. Loop only.
 
@@ -65,13 +70,16 @@ class ProxyState:
         self.access_log = access_log
         self.access_log_prompts = False
         self.tracer: Tracer | None = None
-        self.kv_source: Callable[[Placement], KvSource | None] = lambda _: None
+        self.kv_source: Callable[[Placement], KvSource | None] = pulls_from_nobody
         self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)
         self.providers: Providers | None = None
         self.in_flight = 0
         self.buffered_bytes = 0
+        most = limits.buffered_bytes_max
+        self.room_bytes = most - most // SHORT_SHARE
+        """While no more are held, there is room for any body."""
         self.leaving = False
         self.draining = False
         self.keep_alive_s = limits.keep_alive_s

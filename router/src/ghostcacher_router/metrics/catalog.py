@@ -261,6 +261,10 @@ class RouterMetrics:
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended. path: as the client sent it."""
+        values, labels = self.requests.values, (path, status)
+        if labels in values:
+            values[labels] += 1.0  # What most have: a path that is a label.
+            return
         if path in _PROBES:
             return
         own = path == "/metrics" or path.startswith("/gc/")
@@ -270,14 +274,15 @@ class RouterMetrics:
     def picked(self, worker: str, reason: Reason) -> None:
         """Count a placement at a worker."""
         value = reason.value
-        self._picks.add(1.0, value)
+        self._picks.values[(value,)] += 1.0
         self._worker_picks.add(1.0, worker, value)
 
     def observed(self, prompt_tokens: int, hit_tokens: int, saved_ms: float) -> None:
         """Count an answered prompt's tokens, those of them that need no computing, and the time that this saves."""
-        self.prompt_tokens.add(prompt_tokens)
-        self.hit_tokens.add(hit_tokens)
-        self.saved_ttft_ms.add(max(0.0, saved_ms))
+        self.prompt_tokens.values[()] += prompt_tokens
+        self.hit_tokens.values[()] += hit_tokens
+        if saved_ms > 0.0:
+            self.saved_ttft_ms.values[()] += saved_ms
 
     def first_token(self, observed_ms: float, forecast_ms: float | None) -> None:
         """Record the time to the first byte of an answer, and how far off its forecast was."""

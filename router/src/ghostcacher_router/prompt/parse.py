@@ -260,7 +260,7 @@ def _chat_shape(family: str, body: bytes, headers: Mapping[bytes, bytes], readin
     read = _known_chats.prompt(found, family, body, headers, _chat, reading)
     if read is not None:
         chat, prompt = read
-        return _whole(chat, _head(chat, headers), prompt, reading.seed)
+        return _tagged(_head(chat, headers, prompt), reading.seed)
     chat = _chat.decode(body, reading.lenient_bytes_max)
     texts: list[PromptText] = []
 
@@ -275,28 +275,29 @@ def _chat_shape(family: str, body: bytes, headers: Mapping[bytes, bytes], readin
 
 def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     """Return a body's shape. prompt_of: may raise TooMuch. Raises _PromptUnread."""
-    head = _head(body, headers)
     try:
         text = prompt_of()
     except TooMuch:
-        raise _PromptUnread(head) from None
-    return _whole(body, head, None if text is None else text.hashed(seed), seed)
+        raise _PromptUnread(_head(body, headers)) from None
+    return _tagged(_head(body, headers, None if text is None else text.hashed(seed)), seed)
 
 
-def _whole(body: Body, head: RequestShape, prompt: Prompt | None, seed: int) -> RequestShape:
-    """Return a body's shape with its prompt. head: without it."""
-    if prompt is not None and head.session is not None:
-        prompt = prompt._replace(hint=with_tags(prompt.hint, session=session_tag(head.session, seed)))
-    # What the blocks of a session's text are depends on what the session has heard before.
-    return head._replace(prompt=prompt) if body.session_params is None else head
+def _tagged(shape: RequestShape, seed: int) -> RequestShape:
+    """Return a shape whose prompt tells workers of its session."""
+    prompt, session = shape.prompt, shape.session
+    if prompt is None or session is None:
+        return shape
+    hint = with_tags(prompt.hint, session=session_tag(session, seed))
+    return shape._replace(prompt=prompt._replace(hint=hint))
 
 
-def _head(body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
-    """Return a body's shape without its prompt."""
+def _head(body: Body, headers: Mapping[bytes, bytes], prompt: Prompt | None = None) -> RequestShape:
+    """Return a body's shape with a prompt that was made of it."""
     head = RequestShape(
         body.model,
         body.stream is True,
-        None,
+        # What the blocks of a session's text are depends on what the session has heard before.
+        prompt if body.session_params is None else None,
         _header_session(headers) or _body_session(body),
         priority=body.priority if type(body.priority) is int else None,
         cache_salt=body.cache_salt if type(body.cache_salt) is str else None,

@@ -39,6 +39,7 @@ class Mode(IntEnum):
     CLOSED = 7
 
 
+_LAST_CHUNK = b"0\r\n\r\n"
 INTERIM_COUNT_MAX = 256
 """Interim responses before one response. Some servers send one every few seconds of a long computation."""
 _IDLE, _HEAD, _FIRST, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _PLAIN, _CLOSED = Mode
@@ -181,6 +182,13 @@ class ResponseReader:
         receiver = self._receiver
         assert receiver is not None, self
         pending, start, searched = self._pending, 0, 0
+        if not pending and not self._head_bytes:
+            last = self._heads.last_in(data, self._head_bytes_max)
+            if last is not None:
+                head, length, end = last
+                self._head_bytes = end
+                self._start_body(receiver, head, length, data[end:])
+                return
         buffer: bytes | bytearray = data
         if pending:
             searched = max(0, len(pending) - len(HEAD_END) + 1)
@@ -235,6 +243,13 @@ class ResponseReader:
             receiver.response_begins()
             sink(lines + data[:left])
             self._finish(clean=len(data) == left)
+            return
+        if head.chunked and left is None and not receiver.plain and data.endswith(_LAST_CHUNK) and _is_whole(data):
+            lines, sink = receiver.response_head(head, length, whole=True)
+            receiver.response_first_byte()
+            receiver.response_begins()
+            sink(lines + data)
+            self._finish(clean=True)
             return
         lines, sink = receiver.response_head(head, length, whole=False)
         self._mode = _FIRST
@@ -302,6 +317,17 @@ class ResponseReader:
         assert receiver is not None, self
         self._owner.abort()
         receiver.response_bad(error)
+
+
+def _is_whole(body: bytes) -> bool:
+    """Say whether these are all the bytes of a chunked body, with nothing behind it."""
+    chunks = ChunkedEnd()
+    try:
+        return chunks.feed(body) == len(body)
+    except BadFraming:
+        return False  # How far it can be passed on is found out piece by piece.
+    finally:
+        chunks.release()
 
 
 def _to_nobody(data: bytes) -> None:

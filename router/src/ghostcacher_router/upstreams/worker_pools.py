@@ -49,7 +49,7 @@ class WorkerPool:
         idle = self._idle
         while idle:
             connection, _ = idle.popitem()
-            if connection.usable:
+            if not connection.transport.is_closing():
                 return connection
             self._idle_closed(self.endpoint)
         return None

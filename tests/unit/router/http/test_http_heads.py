@@ -62,11 +62,36 @@ def test_response_heads_of_one_worker_are_read_as_if_each_were_the_first(
             expected: object = read_response_head(raw)
         except BadResponse as exc:
             expected = str(exc)
+        last = known.last_in(raw + b"rest", len(raw))
+        assert last is None or (last[:2], last[2]) == (expected, len(raw))
         try:
             found: object = known.parse(raw)
         except BadResponse as exc:
             found = str(exc)
         assert found == expected
+
+
+def test_head_that_differs_in_its_length_alone_is_known_again() -> None:
+    """As far as it is whole, a response proper, and not too long."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: 1\r\n\r\n"
+    known = ResponseHeads()
+    head, _ = known.parse(raw)
+    longer = raw.replace(b"5", b"1234")
+    assert known.last_in(longer + b"body", 100) == (head, 1234, len(longer))
+    assert known.last_in(longer, len(longer) - 1) is None
+    assert known.last_in(longer[:-1], 100) is None
+    assert known.last_in(raw.replace(b"5", b"9" * 19), 100) is None
+    known.parse(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert known.last_in(raw, 100) == (head, 5, len(raw))
+
+
+def test_known_request_head_that_is_too_long_with_this_length_is_refused() -> None:
+    """The digits of the length count."""
+    raw = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n"
+    reader = HeadReader(Limits(head_bytes_max=len(raw)))
+    assert reader.feed(raw) is not None
+    with pytest.raises(Refusal):
+        reader.feed(raw.replace(b"5", b"12"))
 
 
 def test_length_beside_a_remembered_chunked_response_is_refused() -> None:

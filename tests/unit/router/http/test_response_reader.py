@@ -96,6 +96,16 @@ def test_response_is_passed_on_whole_wherever_it_is_cut(body: bytes, cuts: list[
         assert subject.reusable == [True] * (turn + 1)
 
 
+def test_response_that_comes_in_one_piece_is_announced_as_whole() -> None:
+    """A chunked one, too, unless something is behind it."""
+    body = chunks(b"in two chunks")
+    for data, whole in ((body, True), (body[:-1], False), (body + b"0\r\n\r\n", False)):
+        subject, receiver = Subject(), Receiver()
+        subject.read(receiver, CHUNKED + data, [])
+        assert receiver.announced == (None, whole), data
+        assert receiver.body == body[: len(data)] or not whole
+
+
 @given(CUTS)
 def test_response_to_head_ends_with_its_head(cuts: list[int]) -> None:
     """The length it names is that of a body that does not come."""

@@ -20,6 +20,7 @@ from typing import cast
 
 from ghostcacher_router.http.clients.client_state import TOO_MANY, TOO_MANY_BYTES, State
 from ghostcacher_router.http.clients.client_time import TimedConnection
+from ghostcacher_router.http.clients.reading_turns import LONG_PIECE_BYTES
 from ghostcacher_router.http.exchanges.fan_out import HEADER as FAN_OUT
 from ghostcacher_router.http.exchanges.fan_out import fan_out
 from ghostcacher_router.http.exchanges.local_exchange import LocalExchange
@@ -28,7 +29,6 @@ from ghostcacher_router.http.exchanges.websocket_exchange import WebSocketExchan
 from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
-from ghostcacher_router.http.protocol.request_reader import PIECE_BYTES_MIN
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Body
@@ -39,12 +39,14 @@ _HEAD, _BODY, _BUSY = State.HEAD, State.BODY, State.BUSY
 class ClientConnection(TimedConnection, asyncio.Protocol):
     """A connection to a client: a `Client` of its exchanges. Loop only."""
 
-    __slots__ = ("_begun", "_peer_bytes")
+    __slots__ = ("_begun", "_peer_bytes", "_workers_head")
 
     def __init__(self, proxy: ProxyState) -> None:
         super().__init__(proxy)
         self._begun = False
         """Whether a part of the next head has come."""
+        self._workers_head: RequestHead | None = None
+        """The head of the last request that only workers answer: the next one has mostly the same (`HeadReader`)."""
 
     # asyncio's side
 
@@ -113,11 +115,12 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        if not self._hold(reader.body_bytes if body is None else len(body)):
-            return
         if body is not None:
-            assert reader.head is not None, self
-            self._run(reader.head, body)
+            if self._hold(len(body)):
+                assert reader.head is not None, self
+                self._run(reader.head, body)
+        elif not self._hold(reader.body_bytes):
+            return
         elif not reader.in_body:
             if not self._begun and reader.begun:
                 self._begun = True
@@ -130,14 +133,15 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
             if reader.head is not None and reader.head.expects_continue:
                 self.write(CONTINUE)
-        elif len(data) >= PIECE_BYTES_MIN:
+        elif len(data) >= LONG_PIECE_BYTES and reader.in_long_body:
             self._proxy.turns.took(self.transport)
 
     def _hold(self, size: int) -> bool:
         """Count the bytes of a body that are held; False when there are too many: the request is refused."""
-        self._proxy.buffered_bytes += size - self._held_bytes
+        proxy = self._proxy
+        proxy.buffered_bytes = held = proxy.buffered_bytes + size - self._held_bytes
         self._held_bytes = size
-        if self._proxy.has_room_for(size):
+        if held <= proxy.room_bytes or proxy.has_room_for(size):
             return True
         self._refuse(TOO_MANY_BYTES)
         return False
@@ -153,7 +157,9 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
         self.deadline = now + proxy.limits.tick_s
         proxy.in_flight += 1
         exchange: Exchange
-        if proxy.local.match(head.method, head.path):
+        if head is self._workers_head:
+            exchange = WorkerExchange(proxy, self, head, body, now)
+        elif proxy.local.match(head.method, head.path):
             exchange = LocalExchange(proxy, self, head, body)
         elif FAN_OUT in head.headers:
             request_id = head.request_id or proxy.next_request_id()
@@ -164,6 +170,7 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
             exchange = ProviderExchange(proxy, self, head, body, now, proxy.providers)
         else:
             exchange = WorkerExchange(proxy, self, head, body, now)
+            self._workers_head = head
         self._exchange = exchange
         exchange.start()
 
@@ -201,8 +208,8 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
         proxy = self._proxy
         self._exchange = self._reader.head = None
         proxy.in_flight -= 1
-        if self._held_bytes:
-            self.release_body()
+        proxy.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0
         if not keep or proxy.draining:
             self._close()
         elif not self._write_paused:

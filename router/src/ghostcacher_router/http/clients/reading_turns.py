@@ -6,6 +6,9 @@ import asyncio
 from collections import deque
 from typing import Final
 
+LONG_PIECE_BYTES: Final = 64 << 10
+"""Pieces of long bodies from which on they are waited for. A body that is one such piece as a whole waits for nobody.
+"""
 READS_PER_TURN: Final = 4
 """Pieces of long bodies that are read in one turn of the event loop. Each is up to 256 KiB, and takes up to 1 ms where
 the kernel has to find new memory for it."""

@@ -100,7 +100,7 @@ def steps_of(
 
     The second one goes by load, not by its prompt or its session.
     """
-    if wanted(limits, dispatcher, path, shape, body):
+    if dispatcher.hands_over(shape.model) and wanted(limits, path, shape, body):
         return [(PdRole.PREFILL, shape), (PdRole.DECODE, of_second_step(shape))]
     return [(None, shape)]
 
@@ -110,17 +110,12 @@ def of_second_step(shape: RequestShape) -> RequestShape:
     return shape._replace(prompt=None, session=None)
 
 
-def wanted(limits: Limits, dispatcher: Dispatcher, path: str, shape: RequestShape, body: Body) -> bool:
-    """Say whether a POST to a path is to be computed by one engine and answered by another."""
+def wanted(limits: Limits, path: str, shape: RequestShape, body: Body) -> bool:
+    """Say whether a POST to a path is to be computed by one engine and answered by another, where there are such."""
     if path not in PATHS or shape.prompt is None or shape.needs_id is not None:
         return False
     size = shape.prompt.tokens or shape.prompt.size // limits.bytes_per_token
-    return (
-        size >= limits.prefill_tokens_min
-        and len(body) <= BODY_BYTES_MAX
-        and dispatcher.hands_over(shape.model)
-        and fits(_joined(body))
-    )
+    return size >= limits.prefill_tokens_min and len(body) <= BODY_BYTES_MAX and fits(_joined(body))
 
 
 def fits(body: bytes) -> bool:

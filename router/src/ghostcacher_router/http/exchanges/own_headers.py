@@ -7,15 +7,18 @@ from functools import lru_cache
 from ghostcacher_router.types import Placement
 
 WORKER_NAMES_MAX = 8192
+_FORECAST = (
+    b"\r\nx-request-id: %b\r\nx-gc-worker: %b\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d"
+    b"\r\nx-gc-saved-ms: %.1f"
+)
 
 
 def own_lines(request_id: bytes, placement: Placement) -> bytes:
     """Return the lines, each with a line end in front."""
-    lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(placement.worker))
-    if (found := placement.forecast) is not None:
-        lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.ttft_ms, found.cached_tokens)
-        lines += b"\r\nx-gc-saved-ms: %.1f" % found.saved_ms
-    return lines
+    if (found := placement.forecast) is None:
+        return b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(placement.worker))
+    told = (request_id, _printable(placement.worker), found.ttft_ms, found.cached_tokens, found.saved_ms)
+    return _FORECAST % told
 
 
 @lru_cache(WORKER_NAMES_MAX)

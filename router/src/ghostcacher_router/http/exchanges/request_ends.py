@@ -33,7 +33,6 @@ class EndingRequest:
     """
 
     __slots__ = (
-        "_attempts",
         "_began_at",
         "_body",
         "_client",
@@ -50,6 +49,7 @@ class EndingRequest:
         "_status",
         "_task",
         "_trace",
+        "_tried",
         "_turn",
         "request_id",
     )
@@ -61,7 +61,8 @@ class EndingRequest:
         self._head = head
         self._body = body
         self._began_at = received_at
-        self._attempts = Attempts()
+        self._tried: Attempts | None = None
+        """What has failed so far; None while nothing has."""
         self._task: asyncio.Task[None] | None = None
         """Parses, places or connects; None while none of these has to be waited for."""
         self._placement: Placement | None = None
@@ -92,6 +93,12 @@ class EndingRequest:
     def __repr__(self) -> str:
         what = f"{self._head.method} {self._head.path}"
         return f"{type(self).__name__}({what}, worker={self._worker}, status={self._status})"
+
+    @property
+    def _attempts(self) -> Attempts:
+        if self._tried is None:
+            self._tried = Attempts()
+        return self._tried
 
     @property
     def _worker(self) -> str | None:
@@ -152,7 +159,11 @@ class EndingRequest:
     def _count(self, status: int, worker: str | None, placement: Placement | None) -> None:
         if self._trace is not None:
             self._trace.ended(status, self._proxy.clock())
-        self._proxy.answered(
+        proxy = self._proxy
+        if not proxy.access_log:
+            proxy.meter.answered(self._head.path, status)
+            return
+        proxy.answered(
             self._client.peer,
             self._head,
             status,

@@ -29,10 +29,10 @@ from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.open_files import short_of_files
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
+from ghostcacher_router.http.protocol.request_head import RANK_HEADER, RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
-from ghostcacher_router.http.proxy_state import ProxyState
+from ghostcacher_router.http.proxy_state import ProxyState, pulls_from_nobody
 from ghostcacher_router.prompt import BadBody, not_from_clients, shape_by_method
 from ghostcacher_router.types import Ask, Body, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
@@ -40,6 +40,7 @@ from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 from ghostcacher_router.upstreams.worker_pools import Pools
 
 HTTP_ERROR = 400
+NOBODY: frozenset[str] = frozenset()
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
@@ -90,7 +91,7 @@ class WorkerExchange(RetriedRequest):
         head = self._head
         try:
             target = head.target.decode("ascii")
-            shape = shape_by_method(head.method, target, head.headers)
+            shape = None if head.method == "POST" else shape_by_method(head.method, target, head.headers)
             self._parsed(shape or self._proxy.parse(target, self._body, head.headers))
         except Exception as exc:
             self._not_placed(exc)
@@ -104,7 +105,12 @@ class WorkerExchange(RetriedRequest):
             if shape.prompt is not None and self._proxy.limits.section_hints:
                 self._engine_id += shape.prompt.hint.encode()
             proxy, head = self._proxy, self._head
-            if head.method == "POST" and wanted(proxy.limits, proxy.dispatcher, head.path, shape, self._body):
+            if (
+                shape.prompt is not None
+                and head.method == "POST"
+                and proxy.dispatcher.hands_over(shape.model)
+                and wanted(proxy.limits, head.path, shape, self._body)
+            ):
                 own, ask = self._own_lines(), self._ask(PdRole.PREFILL)
                 self._step = step = PrefillStep(proxy, head, ask, own, self._body)
                 self._task = later(step.run, self._handed_over, self._not_placed)
@@ -124,9 +130,9 @@ class WorkerExchange(RetriedRequest):
 
     def _ask(self, step: PdRole | None) -> Ask:
         head, shape = self._head, of_second_step(self._shape) if step is PdRole.DECODE else self._shape
-        excluded, trace = self._attempts.excluded, self._trace
+        excluded = NOBODY if self._tried is None else self._tried.excluded
         engine_id = self._engine_id.decode()
-        return Ask(engine_id, head.method, head.path, shape, head.headers, excluded, trace, step, self._turn)
+        return Ask(engine_id, head.method, head.path, shape, head.headers, excluded, self._trace, step, self._turn)
 
     def _place(self) -> None:
         if self._trace is not None:
@@ -155,7 +161,7 @@ class WorkerExchange(RetriedRequest):
             return
         # A kept connection may turn out closed, and then nobody knows whether the worker has seen the request.
         # Nor whether it has read what was handed over, which is read once.
-        connection = pool.take() if is_repeatable(self._head) and self._handed is None else None
+        connection = pool.take() if self._handed is None and is_repeatable(self._head) else None
         if connection is None:
             self._connect(placement)
         else:
@@ -188,9 +194,14 @@ class WorkerExchange(RetriedRequest):
         return self._proxy.pools
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        pool, head, body = connection.pool, self._head, self._take_body(placement)
-        body = prioritised(body, head.path, self._turn)
-        own = self._own_lines() + rank_line(head, placement.data_parallel_rank)
+        pool, head = connection.pool, self._head
+        plain = self._handed is None and self._proxy.kv_source is pulls_from_nobody
+        body = self._body if plain else self._take_body(placement)
+        if self._turn is not None:
+            body = prioritised(body, head.path, self._turn)
+        own = self._own_lines()
+        if placement.data_parallel_rank is not None or RANK_HEADER in head.headers:
+            own += rank_line(head, placement.data_parallel_rank)
         if self._trace is not None:
             own += self._trace.sent(placement, self._proxy.clock())
         self._begin(connection, placement, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
@@ -211,45 +222,48 @@ class WorkerExchange(RetriedRequest):
 
     def _begin(self, connection: WorkerConnection, placement: Placement, head: bytes, body: Body) -> None:
         """Write the request. head, body: as they are sent."""
+        proxy, received_at = self._proxy, self._received_at
         self._connection = connection
-        now = self._proxy.clock()
+        now = proxy.clock()
         connection.begin(self, head, body, now)
         if not self._sent:
             self._sent = True
             placement.sent()
-        if self._received_at is not None:
+        if received_at is not None:
             queued_s = 0.0 if self._turn is None else self._turn.queued_s
-            self._proxy.meter.latency_ms.observe((now - self._received_at - queued_s) * 1e3)
+            proxy.meter.latency_ms.observe((now - received_at - queued_s) * 1e3)
             self._received_at = None
 
     # to the client
 
     def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:
-        placement, client = self._placement, self._client
+        placement, client, status = self._placement, self._client, head.status
         assert placement is not None, self
-        self._status = head.status
-        attempts = self._attempts
-        turns_away = self._turns_away(head.status, placement)
+        self._status = status
+        # An answer that is no error turns nobody away.
+        turns_away = status >= HTTP_ERROR and self._turns_away(status, placement)
         self._held = bytearray() if turns_away else None
         if turns_away:
             self._held_at = self._proxy.clock()
-        else:
-            attempts.answered(head.status)
-        if not turns_away and not whole and self._connection is not None and not self._connection.unsent_bytes:
+        elif self._tried is not None:
+            self._tried.answered(status)
+        if not whole and not turns_away and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
         chunked = head.chunked and not self.plain
         self._ends = ends = length is not None or chunked or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        own = own_lines(self.request_id, placement) + self._proxy.allowed_origins.exposing(self._head)
+        own = own_lines(self.request_id, placement)
+        if b"origin" in self._head.headers:
+            own += self._proxy.allowed_origins.exposing(self._head)
         lines = client_head(head, length, own, http11=not self.plain, keep_alive=keep)
         if turns_away:
             return lines, self._hold
         sink = client.write
-        if head.events and length is None and not whole:
+        if not whole and head.events and length is None:
             self._events = EventStream(client.write, chunked=chunked)
             sink = self._events.write
-        if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
+        if self._shape.makes_id and status < HTTP_ERROR and self._head.method == "POST":
             self._output_later = head.events
             sink = tapped(sink, placement, events=head.events)
         return lines, sink
@@ -263,9 +277,9 @@ class WorkerExchange(RetriedRequest):
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
-        answered = self._status is not None and self._status < HTTP_ERROR and not self._output_later
-        if self._placement is not None and answered:
-            self._placement.first_byte()
+        status, placement = self._status, self._placement
+        if placement is not None and status is not None and status < HTTP_ERROR and not self._output_later:
+            placement.first_byte()
 
     def response_begins(self) -> None:
         self._responding = self._held is None
@@ -279,8 +293,13 @@ class WorkerExchange(RetriedRequest):
         if self._held is not None:
             self._turned_away(HeldAnswer(status, bytes(self._held), keep, placement.worker))
             return
-        self._stop(Outcome.DONE)
-        self._attempts.ended(placement, status)
+        if self._trace is None and self._task is None:
+            self._over, self._placement = True, None
+            placement.ended(Outcome.DONE, status)
+        else:
+            self._stop(Outcome.DONE)
+        if self._tried is not None or status >= HTTP_ERROR:
+            self._attempts.ended(placement, status)
         self._count(status, placement.worker, placement)
         self._client.exchange_done(keep)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody
-from ghostcacher_router.http.protocol.headers import HEAD_END, LENGTH_LINE
+from ghostcacher_router.http.protocol.headers import HEAD_END, LENGTH_LINE, KnownHead
 from ghostcacher_router.http.protocol.limits import CHUNKING_PER_BYTE, Limits
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, read_request_head
@@ -15,7 +15,7 @@ _CR = 13
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
 """What no head may contain: found at once, where the end of a head would never come."""
-PIECE_BYTES_MIN = 64 << 10
+PIECE_BYTES_MIN = 16 << 10
 """Shorter pieces of a body are joined to ones of at least so many bytes: one byte takes the memory of forty."""
 JOINED_BYTES_MAX = 256 << 10
 """A longer body stays in pieces."""
@@ -43,6 +43,11 @@ class RequestReader:
     def in_body(self) -> bool:
         """A head is whole, its body is not."""
         return self._body is not None
+
+    @property
+    def in_long_body(self) -> bool:
+        """It is a body that stays in pieces, or one of which nobody knows how long it gets."""
+        return self._body is not None and self._body.is_long
 
     @property
     def begun(self) -> bool:
@@ -112,12 +117,13 @@ class HeadReader:
     their connection send the same one over and over.
     """
 
-    __slots__ = ("_head", "_limits", "_lines", "pending")
+    __slots__ = ("_head", "_known", "_limits", "pending")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._lines = b""
+        self._known: KnownHead | None = None
         self._head: RequestHead | None = None
+        """What `_known` says."""
         self.pending = bytearray()
 
     def feed(self, data: bytes) -> tuple[RequestHead, int | None, bytes] | None:
@@ -126,6 +132,10 @@ class HeadReader:
         data: not empty. Raises Refusal.
         """
         pending = self.pending
+        if not pending and self._known is not None and self._head is not None:
+            found = self._known.found_in(data)
+            if found is not None and found[1] <= self._limits.head_bytes_max:
+                return self._head, found[0], data[found[1] :]
         if pending and pending[0] == _CR:
             data = bytes(pending) + data
             pending.clear()
@@ -153,16 +163,10 @@ class HeadReader:
         return head, length, data[end:]
 
     def _parse(self, raw: bytes) -> tuple[RequestHead, int | None]:
-        found = LENGTH_LINE.search(raw)
-        if found is None:
-            return read_request_head(raw, self._limits.headers_max)
-        start, end = found.span()
-        lines = raw[:start] + raw[end:]
-        if lines == self._lines and self._head is not None:
-            # As good as parsed: the same lines, and one length in between.
-            return self._head, int(found[1])
         head, length = read_request_head(raw, self._limits.headers_max)
-        self._lines, self._head = lines, head
+        found = LENGTH_LINE.search(raw)
+        if found is not None:
+            self._known, self._head = KnownHead(raw[: found.start(1)], raw[found.end(1) :]), head
         return head, length
 
     def _check_begun(self, before: int) -> None:
@@ -205,6 +209,10 @@ class BodyReader:
         self.over = False
         self.surplus = False
         self.rest = b""
+
+    @property
+    def is_long(self) -> bool:
+        return self._length is None or self._length > JOINED_BYTES_MAX
 
     def feed(self, data: bytes) -> None:
         """Take in what comes after the head. Raises Refusal."""

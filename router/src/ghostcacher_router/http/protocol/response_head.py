@@ -18,6 +18,7 @@ from ghostcacher_router.http.protocol.headers import (
     LENGTH_DIGITS_MAX,
     LENGTH_LINE,
     WEBSOCKET,
+    KnownHead,
     listed_in,
     without_listed,
 )
@@ -80,6 +81,19 @@ class ResponseHeads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, ResponseHead] = {}
+        self._last: tuple[KnownHead, ResponseHead] | None = None
+        """The last head that was looked for, of a response proper."""
+
+    def last_in(self, data: bytes, bytes_max: int) -> tuple[ResponseHead, int | None, int] | None:
+        """Return what `parse` does, and where the head ends; None unless `data` begins with the same one as last.
+
+        The head is that of a response proper, and has at most `bytes_max` bytes.
+        """
+        if self._last is None:
+            return None
+        known, head = self._last
+        found = known.found_in(data)
+        return None if found is None or found[1] > bytes_max else (head, *found)
 
     def parse(self, raw: bytes) -> tuple[ResponseHead, int | None]:
         """Return what `read_response_head` does."""
@@ -92,13 +106,20 @@ class ResponseHeads:
         known = self._known.get(lines)
         if known is not None and (length is None or not known.chunked):
             # As good as parsed: the same lines, and at most one length in between.
+            self._note_last(known, raw, found)
             return known, length
         head, length = read_response_head(raw)
         if len(self._known) >= HEADS_KNOWN_MAX:
             self._known.clear()
         if (length is None) is (found is None) and not head.websocket:
             self._known[lines] = head
+            self._note_last(head, raw, found)
         return head, length
+
+    def _note_last(self, head: ResponseHead, raw: bytes, found: re.Match[bytes] | None) -> None:
+        if head.status not in INTERIM:
+            around = KnownHead(raw, None) if found is None else KnownHead(raw[: found.start(1)], raw[found.end(1) :])
+            self._last = around, head
 
 
 def read_response_head(raw: bytes) -> tuple[ResponseHead, int | None]:
