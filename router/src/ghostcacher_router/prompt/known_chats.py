@@ -12,11 +12,11 @@ is kept of a body but digests, roles and places. What comes of a body never depe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-import numpy as np
 from msgspec import Raw
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -45,6 +45,9 @@ TOUCHED_EVERY: Final = 16
 MISSES_MAX: Final = 8
 """Bodies with the same first bytes that have no message in common, one after the other: the next ones have none."""
 
+TRIES_MAX: Final = 4
+"""Places at which messages are looked for that begin as the first one does."""
+
 Key = tuple[str, int, bytes]
 
 
@@ -61,6 +64,7 @@ class _Messages(msgspec.Struct):
     messages: list[Raw] = []
 
 
+_COMMA = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
 _messages = msgspec.json.Decoder(_Messages)
 
 
@@ -192,19 +196,36 @@ class KnownChats:
 
 
 def _places_in(body: bytes) -> list[tuple[int, int]]:
-    """Return where each message of a body begins and ends; none where that cannot be told."""
+    """Return where each message of a body begins and ends; none where that is not found.
+
+    Where there is the same text before them, that may be found: a stand-in in its place is then no message (`prompt`).
+    """
     try:
-        raws = _messages.decode(body).messages
+        raws = [bytes(raw) for raw in _messages.decode(body).messages]
     except msgspec.DecodeError:
         return []
-    base = _address(body)
-    found = [(start := _address(raw) - base, start + len(memoryview(raw))) for raw in raws]
-    # A raw value is a view of what was decoded: where it is not, nothing is learned.
-    return found if found and body[found[-1][0] : found[-1][1]] == bytes(raws[-1]) else []
+    at = -1
+    for _ in range(TRIES_MAX if raws else 0):
+        at = body.find(raws[0][:KEY_BYTES], at + 1)
+        if at < 0:
+            break
+        if places := _places_from(at, raws, body):
+            return places
+    return []
 
 
-def _address(data: bytes | Raw) -> int:
-    return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
+def _places_from(at: int, raws: Sequence[bytes], body: bytes) -> list[tuple[int, int]]:
+    """Return where these values stand in a body, if they begin there, with commas between them; else none."""
+    places: list[tuple[int, int]] = []
+    for raw in raws:
+        if places:
+            comma = _COMMA.match(body, at)
+            at = -1 if comma is None else comma.end()
+        if at < 0 or not body.startswith(raw, at):
+            return []
+        places.append((at, at + len(raw)))
+        at += len(raw)
+    return places
 
 
 def _before_messages(body: bytes) -> bytes | None:

@@ -232,6 +232,20 @@ def test_bad_or_odd_rest_is_told_as_of_the_whole(rest: bytes, monkeypatch: pytes
     assert told == outcome(body)
 
 
+def test_messages_that_stand_elsewhere_too_are_found_or_left_alone() -> None:
+    """What looks like the messages, before them in another field, changes nothing."""
+    for number in range(5):
+        messages = [said("system", SYSTEM), said("user", f"question {number}")]
+        for before in (
+            {"metadata": {"x": messages}},
+            {"x": {"messages": messages}},
+            {"x": messages[:1]},
+            {"x": [SYSTEM]},
+        ):
+            read(json.dumps({**before, "messages": messages, "model": "m"}).encode())
+            read(json.dumps({**before, "model": "m", "messages": messages}, indent=1).encode())
+
+
 def test_stand_in_cannot_be_forged(known: KnownChats) -> None:
     """A body whose second list of messages begins with any stand-in that was ever used is read as engines read it."""
     for number in range(4):
