@@ -30,7 +30,7 @@ matters: what 8,192 tokens take to pull is paid after 3 requests or after 20, an
 
 MS_MAX = 250.0
 """The most that a request may lose by it, in ms. What takes longer to pull is not copied for the sake of balance; and a
-worker that is new, and so has had no requests of late, is not sent all of them for long."""
+worker that is new, and so has had no requests of late, gets most of them only until its queue is as much longer."""
 
 
 def free_of(recent: float, speeds: float) -> float:
