@@ -56,6 +56,7 @@ EVERYTHING: dict[str, Any] = {
             "drain_timeout_s": 90,
             "allowed_origins": ["https://a.example", "https://b.example"],
             "ghost_lock": False,
+            "flow_queue_max": 100,
             "upstreams": ["anthropic=https://api.anthropic.com", "openai=https://llm.example.com:8443/v1"],
             "provider_prices": "/etc/prices/prices.json",
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("tests.support.envoy_protos")
 
 from ghostcacher_router.endpoint_picker import EndpointPicker
 from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of
-from tests.support.envoy_proxy import envoy, without_picker
+from tests.support.envoy_proxy import CONFIG, START_S_MAX, envoy, envoy_program, without_picker
 from tests.support.mock_engine import ChatEngine, MiniEngine, until
 from tests.support.proxy_rig import on_loop
 
@@ -46,6 +47,13 @@ async def gateway_of(
         httpx.AsyncClient(base_url=url, timeout=30) as client,
     ):
         yield Gateway(client, picker)
+
+
+def test_envoy_takes_the_configuration_as_it_is() -> None:
+    """With the names that it has, which other tests replace by addresses."""
+    words = [envoy_program(), "--mode", "validate", "--config-path", str(CONFIG)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("body_mode", MODES)

@@ -124,6 +124,15 @@ def test_route_leads_to_the_pool_and_comes_from_the_gateway_of_the_example() -> 
     assert set(taken) == {DESTINATION, PREFILLER}
 
 
+@pytest.mark.parametrize(("replicas", "asked"), [(0, "ghostcacher-epp:8000"), (1, "ghostcacher-router:8000")])
+def test_fleet_without_a_router_is_tested_by_its_picker(replicas: int, asked: str) -> None:
+    objects = render({**PLAIN, "router": {"replicas": replicas}})
+    (test,) = of_kind(objects, "Pod")
+    assert f'"http://{asked}/ready"' in test["spec"]["containers"][0]["args"][0]
+    (service,) = of_kind(objects, "Service", asked.partition(":")[0])
+    assert 8000 in [port["port"] for port in service["spec"]["ports"]]
+
+
 def test_picker_of_yours_may_be_the_pools() -> None:
     """And ours may read a pool of yours."""
     named = {"enabled": True, "endpointPicker": {"name": "yours", "port": 9100}}
