@@ -40,6 +40,9 @@ DEPTH_MAX: Final = 32
 """How often known messages follow known ones. Each costs a microsecond."""
 PLACES_MAX: Final = 512
 """Beginnings that are remembered. Each takes some 10 KB, and 100 KB where somebody wants it to take much."""
+CANDIDATES_MAX: Final = 2048
+"""Places where something may be learned: apart, since most of them are the ends of bodies, and never seen again. Each
+takes some 500 bytes, and 10 KB where somebody wants it to take much."""
 TOUCHED_EVERY: Final = 16
 """Uses after which a place is the last again that is forgotten."""
 MISSES_MAX: Final = 8
@@ -98,9 +101,12 @@ class KnownChats:
 
     def __init__(self) -> None:
         self._places: dict[Key, _Place] = {}
+        """Where something is known."""
+        self._candidates: dict[Key, _Place] = {}
+        """Where nothing is yet."""
 
     def __repr__(self) -> str:
-        return f"KnownChats(places={len(self._places)})"
+        return f"KnownChats(places={len(self._places)}, candidates={len(self._candidates)})"
 
     def find(self, family: str, body: bytes, reading: Reading) -> Found:
         """Return what is known of a body. family: of the API."""
@@ -156,15 +162,15 @@ class KnownChats:
 
         body: where something is known of it, with what stands for that.
         """
-        places = self._places
-        place = places.pop(found.key, None)
+        key, candidates = found.key, self._candidates
+        place = candidates.pop(key, None)
         if place is None:
             if found.depth < DEPTH_MAX:
-                if len(places) >= PLACES_MAX:
-                    del places[next(iter(places))]
-                places[found.key] = _Place()
+                if len(candidates) >= CANDIDATES_MAX:
+                    del candidates[next(iter(candidates))]
+                candidates[key] = _Place()
             return None
-        places[found.key] = place
+        candidates[key] = place
         if place.misses > MISSES_MAX:
             return None
         ends = _ends_in(body, known, reading.seed)
@@ -179,7 +185,7 @@ class KnownChats:
 
     def _learn(self, found: Found, known: ChatBegin, chat: ChatBody, body: bytes, end: _End, reading: Reading) -> None:
         """Know a body up to the end of one of its messages. known: what is known before it."""
-        place, messages = self._places[found.key], chat.messages or ()
+        place, messages = self._candidates[found.key], chat.messages or ()
         first = 1 if known.count else 0
         begin = _before_messages(body)
         if begin is None or len(begin) > SHORT_BYTES_MAX:
@@ -191,8 +197,13 @@ class KnownChats:
             more = None
         if more is None:
             place.misses = MISSES_MAX + 1
-        else:
-            place.known, place.digest, place.ends = more, end.digest, ()
+            return
+        place.known, place.digest, place.ends = more, end.digest, ()
+        del self._candidates[found.key]
+        self._places.pop(found.key, None)
+        if len(self._places) >= PLACES_MAX:
+            del self._places[next(iter(self._places))]
+        self._places[found.key] = place
 
 
 def _places_in(body: bytes) -> list[tuple[int, int]]:

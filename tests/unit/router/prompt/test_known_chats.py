@@ -15,7 +15,7 @@ from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt import BadBody, known_chats, parse, parse_body, parse_now
 from ghostcacher_router.prompt.boundaries import Running, hash_prompt
 from ghostcacher_router.prompt.chat_begin import PARTS_MAX
-from ghostcacher_router.prompt.known_chats import MISSES_MAX, PLACES_MAX, KnownChats
+from ghostcacher_router.prompt.known_chats import MISSES_MAX, TOUCHED_EVERY, KnownChats
 from ghostcacher_router.types import RequestShape
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -301,14 +301,28 @@ def test_bodies_that_never_have_anything_in_common_are_given_up(monkeypatch: pyt
     assert 2 <= len(looked) <= MISSES_MAX + 1
 
 
-def test_memory_is_bounded(known: KnownChats) -> None:
+def test_memory_is_bounded(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many bodies come, so many beginnings are remembered; the ones in use stay."""
+    monkeypatch.setattr(known_chats, "PLACES_MAX", 40)
+    monkeypatch.setattr(known_chats, "CANDIDATES_MAX", 50)
     for number in range(4):
         read(shared(number))
-    for number in range(PLACES_MAX + 10):
-        parse_now(CHAT, body_of([said("user", f"{number} " * 300)]), {}, SEED)
-        assert begins_known(known, shared(number)) == 1
-    assert len(known._places) <= PLACES_MAX
+    for other in range(100):
+        for number in range(3):
+            parse_now(CHAT, body_of([said("system", f"{other}{SYSTEM}"), said("user", f"{number}")]), {}, SEED)
+        assert begins_known(known, shared(other)) == 1
+        for number in range(TOUCHED_EVERY):
+            parse_now(CHAT, shared(number), {}, SEED)
+    assert (len(known._places), len(known._candidates)) == (40, 0)
+
+
+def test_what_never_comes_again_pushes_nothing_out(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long ends of bodies that all differ are forgotten before what they begin with."""
+    monkeypatch.setattr(known_chats, "CANDIDATES_MAX", 50)
+    for number in range(200):
+        parse_now(CHAT, body_of([said("system", SYSTEM), said("user", f"{number}" * 600)]), {}, SEED)
+    assert begins_known(known, shared(0)) == 1
+    assert (len(known._places), len(known._candidates)) == (1, 50)
 
 
 def conversations(random: Random) -> Iterator[bytes]:
