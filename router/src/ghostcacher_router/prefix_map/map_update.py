@@ -39,6 +39,9 @@ question that nobody asks again. In a chat that goes on, its boundaries are lear
 COUNT_BYTES = 4
 """The size of the block count in a packed claim; the hash follows it."""
 
+_new = tuple.__new__
+"""A NamedTuple's own constructor, in half the time: a long prompt has hundreds of claims."""
+
 
 class Claim(NamedTuple):
     """How many blocks the text before a boundary fills, and the chain hash there."""
@@ -55,7 +58,7 @@ class Claim(NamedTuple):
 
 def unpack(value: bytes) -> Claim:
     """Return a claim that was packed."""
-    return Claim(int.from_bytes(value[:COUNT_BYTES], "little"), value[COUNT_BYTES:])
+    return _new(Claim, (int.from_bytes(value[:COUNT_BYTES], "little"), value[COUNT_BYTES:]))
 
 
 NO_BLOCKS = Claim(0, b"\x00")
@@ -74,7 +77,7 @@ class _Chain:
     def at_most(self, count: int) -> Claim:
         """Return the deepest reported block among the first `count`."""
         index = bisect_right(self._counts, count) - 1
-        return NO_BLOCKS if index < 0 else Claim(self._counts[index], self._hashes[index])
+        return NO_BLOCKS if index < 0 else _new(Claim, (self._counts[index], self._hashes[index]))
 
     def agrees(self, claim: Claim) -> bool:
         """Say whether the chain has the claimed hash at the claimed count."""

@@ -110,6 +110,11 @@ class EvictionRegret:
             return
         top, deep, below, sets = self._top, self._deep, self._below, self._sets
         for digest in [one for one in digests if one < below]:
+            before = top.get(digest)
+            if before is not None and before.repeated and before.worker == worker:
+                # At home, as it was: most of what is asked for often.
+                top.move_to_end(digest)
+                continue
             before = top.pop(digest, None)
             if before is None:
                 before = deep.pop(digest, None)

@@ -28,6 +28,9 @@ LISTS_MAX = 16
 RECENT_AT_MAX_S = 100 * RECENT_HALF_LIFE_S
 """Counts of recent requests are as of a time no longer ago than this: as numbers they double with each half-life."""
 
+FEW = 8
+"""So many slots are sooner written one by one than at once."""
+
 NO_PULL = 1e300
 """Time to pull a token where nothing can be pulled: beyond all others, and no infinity, of which 0 would be NaN."""
 
@@ -219,12 +222,22 @@ class QueueColumns:
             self._values[_RECENT] *= faded(self._recent_at, now)
             self._recent_at = now
 
-    def write(self, queue: WorkerQueue) -> None:
-        """Write the slot of a queue whose estimate was made anew."""
+    def write(self, queues: Sequence[WorkerQueue]) -> None:
+        """Write the slots of queues whose estimates were made anew."""
+        if len(queues) <= FEW:
+            for queue in queues:
+                self._values[:, queue.slot] = self._row(queue)
+        else:
+            # All workers may have reported: by itself a slot takes three times as long.
+            slots = [queue.slot for queue in queues]
+            self._values[:, slots] = np.array([self._row(queue) for queue in queues]).T
+
+    def _row(self, queue: WorkerQueue) -> tuple[float, ...]:
+        """Return what is in the columns of a queue, whose estimate this is from now on."""
         found = queue.written = queue.estimate
         assert found is not None, queue
         _, ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = found.engine
-        self._values[:, queue.slot] = (
+        return (
             queue.busy_until,
             queue.trusted_until,
             -inf if queue.load is None else queue.received_at,
@@ -265,7 +278,7 @@ class QueueColumns:
                 queue, found = listed.queues[place], estimate(listed.workers[place], now)
                 queue_ms[place] = found.queue_ms
                 if queue.written is not found:
-                    self.write(queue)
+                    self.write([queue])
             values = self._values[:, listed.slots]
         link_ms = np.minimum((values[_PULLING_UNTIL] - now) * 1e3, values[_PULLS_MS])
         np.maximum(link_ms, 0.0, out=link_ms)

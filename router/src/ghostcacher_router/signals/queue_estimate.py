@@ -221,17 +221,7 @@ class QueueEstimator:
         found = queue.estimate
         if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
             found = self._renew_estimate(queue, worker, fresh)
-        if fresh:
-            until = queue.trusted_until
-            queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
-            found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
-        else:
-            found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
-            if load is None:
-                found.queue_ms -= queue.progress_ms(now)
-        found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
-        found.prefilling = len(queue.prefilling) + len(queue.foreign)
-        found.link_ms = queue.link_ms(now) if queue.pulls_ms else 0.0
+        _pass_time(queue, found, now)
         return found
 
     def at(self, workers: Sequence[WorkerPort], now: float) -> Queues:
@@ -254,10 +244,12 @@ class QueueEstimator:
                 # What one worker tells of its speed may change what another one is taken for.
                 self._columns_version, changed = self._speeds.version, set(self._queues.values())
             self._changed = set()
+            estimated = []
             for queue in changed:
                 if queue.worker is not None:
                     self.estimate(queue.worker, now)
-                    self._columns.write(queue)
+                    estimated.append(queue)
+            self._columns.write(estimated)
         return self._columns.view(listed, now, STALE_S, self.estimate)
 
     def _few(self, listed: ListedQueues, now: float) -> QueueList:
@@ -268,23 +260,16 @@ class QueueEstimator:
             if (
                 one is None
                 or queue.dirty
-                or not one.reported
                 or queue.speeds_version != version
                 or queue.worker is not worker
-                or now - queue.received_at > STALE_S
+                or one.reported is not (queue.load is not None and now - queue.received_at <= STALE_S)
             ):
                 one = self.estimate(worker, now)
                 reported = reported or one.reported
-            else:
-                # What passing time alone changes, as in `estimate`.
-                reported, until = True, queue.trusted_until
-                queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
-                queue_ms = max(queue_ms, 0.0)
-                if queue.failed_tokens:
-                    queue_ms += queue.failed_tokens * one.engine.ms_per_token
-                one.queue_ms = queue_ms
-                if queue.pulls_ms:
-                    one.link_ms = queue.link_ms(now)
+            elif one.reported or queue.prefilling_tokens or queue.failed_tokens or queue.pulls_ms:
+                # What passing time alone changes. Of a plain worker with nothing to compute that is nothing.
+                reported = reported or one.reported
+                _pass_time(queue, one, now)
             found.append(one)
         return QueueList(listed, found, reported)
 
@@ -356,6 +341,7 @@ class QueueEstimator:
             rates = queue.rates = rates_of(worker, self._speeds)
         engine = engine_of(queue, worker, rates, self._speeds.answer_tokens, fresh=fresh)
         queue.estimate = found = QueueEstimate(engine, 0.0, fresh, rates.capacity)
+        found.prefilling = len(queue.prefilling) + len(queue.foreign)
         queue.dirty, queue.speeds_version = False, version
         if worker.load is not None:
             load, trusted_from, ms_per_token = worker.load.load, queue.measured_at, engine.ms_per_token
@@ -370,3 +356,20 @@ class QueueEstimator:
                 busy = (busy if busy > since else since) + one.computed * ms_per_token / 1e3
             queue.busy_until = busy
         return found
+
+
+def _pass_time(queue: WorkerQueue, found: QueueEstimate, now: float) -> None:
+    """Note in a queue's estimate what passing time has changed."""
+    if found.reported:
+        until = queue.trusted_until
+        queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
+        if queue_ms < 0.0:  # noqa: PLR1730 -- max() takes five times as long
+            queue_ms = 0.0
+    else:
+        queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
+        if queue.load is None:
+            queue_ms -= queue.progress_ms(now)
+    if queue.failed_tokens:
+        queue_ms += queue.failed_tokens * found.engine.ms_per_token
+    found.queue_ms = queue_ms
+    found.link_ms = queue.link_ms(now) if queue.pulls_ms else 0.0

@@ -111,15 +111,17 @@ class _Cache:
                     break
         return CacheUse((), held * GRID_BYTES, sent * GRID_BYTES, len(self.held), needed)
 
-    def touch(self, grid: Sequence[bytes]) -> list[bytes]:
-        """Put a prompt's boundaries at the end; return those that are new."""
-        new, held, evicted = [], self.held, self.evicted
-        for digest in reversed(grid):
-            if digest in held:
-                held.move_to_end(digest)
-            else:
-                held[digest] = None
-                new.append(digest)
+    def touch(self, grid: Sequence[bytes], leading: int) -> Sequence[bytes]:
+        """Put a prompt's boundaries at the end; return those that are new. leading: how many are known to be held."""
+        held, evicted, new, rest = self.held, self.evicted, grid[leading:], grid[:leading]
+        if not held.keys().isdisjoint(new):
+            # After a withdrawal there may be more than the leading ones.
+            new, rest = [digest for digest in new if digest not in held], grid
+        # The last ones first, without a step of Python for each boundary of a long prompt.
+        held.update(dict.fromkeys(reversed(new)))
+        deque(map(held.move_to_end, reversed(rest)), maxlen=0)
+        if evicted:
+            for digest in new:
                 evicted.pop(digest, None)
         return new
 
@@ -143,6 +145,8 @@ class SentCaches:
         self._aside: deque[tuple[SentAside, int]] = deque()
         """Prompts that are set aside, and what each counts; oldest first."""
         self._aside_size = 0
+        self._last: tuple[Prompt, Sequence[bytes]] | None = None
+        """The prompt that was asked about last, and its grid: it is mostly the next one that is sent."""
 
     def __repr__(self) -> str:
         return f"SentCaches({', '.join(f'{name}: {len(cache.held)} KiB' for name, cache in self._caches.items())})"
@@ -150,7 +154,7 @@ class SentCaches:
     def held_bytes(self, prompt: Prompt, workers: Sequence[str]) -> dict[str, int]:
         """Return how much of a prompt, from its first byte, each worker likely holds; those without any are absent."""
         self._look_at_aside()
-        grid = grid_of(prompt)
+        grid = self._grid_of(prompt)
         found: dict[str, int] = {}
         for worker in workers:
             cache = self._caches.get(worker)
@@ -187,6 +191,11 @@ class SentCaches:
             self._aside_size -= self._aside.popleft()[1]
         return one
 
+    def _grid_of(self, prompt: Prompt) -> Sequence[bytes]:
+        if self._last is None or self._last[0] is not prompt:
+            self._last = prompt, grid_of(prompt)
+        return self._last[1]
+
     def _look_at_aside(self) -> None:
         while self._aside:
             one, size = self._aside.popleft()
@@ -202,8 +211,9 @@ class SentCaches:
         self._caches.move_to_end(worker)
         if len(self._caches) > WORKERS_MAX:
             self._caches.popitem(last=False)
-        grid = grid_of(prompt)
-        use = cache.use_of(grid)._replace(new=cache.touch(grid))
+        grid = self._grid_of(prompt)
+        use = cache.use_of(grid)
+        use = CacheUse(cache.touch(grid, use.held_bytes // GRID_BYTES), *use[1:])
         cache.said_kib = capacity_tokens / KIB_TOKENS or None
         cache.evict(min(self._room_kib(cache) or CAPACITY_KIB_MAX, CAPACITY_KIB_MAX))
         return use

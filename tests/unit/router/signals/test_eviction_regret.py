@@ -106,3 +106,13 @@ def test_working_set_is_what_was_sent_there_last_and_comes_again(samples: int) -
 def test_regret_without_a_capacity_is_none() -> None:
     """Where no worker says what its cache holds, nothing is charged for evictions."""
     assert regret_of(at_random(40, 500), 0).share == 0.0
+
+
+def test_what_is_asked_for_twice_at_one_worker_counts_in_full_there() -> None:
+    """Also where half of all else was never asked for again."""
+    regret = regret_of([document(number) for number in range(200)], 40 * DOCUMENT_KIB)
+    regret.note(document(1000).digests, "home")
+    assert regret.working_set_tokens("home") == 0.0
+    for _ in range(3):
+        regret.note(document(1000).digests, "home")
+        assert regret.working_set_tokens("home") / KIB_TOKENS == pytest.approx(DOCUMENT_KIB, rel=0.2)

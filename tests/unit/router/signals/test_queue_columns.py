@@ -194,3 +194,13 @@ def test_failed_requests_count_until_their_time_is_over() -> None:
     queues.failed(queues.reserve("w0", 1000, 900, 10.0), 10.0)
     for now in (10.0, 10.3, 10.6, 12.0):
         check(queues, [worker], now, few_first=True)
+
+
+def test_many_reports_at_once_are_all_taken_in() -> None:
+    """Slots that are written at once each have what their own worker says."""
+    queues, workers = QueueEstimator(), [make_worker(f"w{number}") for number in range(12)]
+    with mock.patch.object(queue_columns, "FEW", 2):
+        for turn in (1, 2):
+            for number, worker in enumerate(workers):
+                report(worker, 10.0 + turn, 100 * number * turn, running=number, rate=1000.0 + number)
+            check(queues, workers, 10.1 + turn)

@@ -204,3 +204,19 @@ def test_grid_is_the_boundaries_at_whole_kibs(size: int, others: set[int]) -> No
     ends = sorted({*range(GRID_BYTES, size + 1, GRID_BYTES), *(end for end in others if end < size), size})
     prompt = Prompt(ends, [b"%d" % end for end in ends], [], b"", None)
     assert list(grid_of(prompt)) == [b"%d" % end for end in range(GRID_BYTES, size + 1, GRID_BYTES)]
+
+
+def test_what_is_sent_again_after_a_failure_counts_as_used_as_a_whole() -> None:
+    """Another request has gone on behind what was taken back; sent once more, it is all there, in its order."""
+    caches, first = SentCaches(), text("first", 3)
+    failed = caches.record(prompt_of(first), "w1", 12 * KIB_TOKENS)
+    longer = prompt_of(first + text("more", 3))
+    caches.record(longer, "w1", 12 * KIB_TOKENS)
+    caches.withdraw("w1", failed)
+    assert held_kib(caches, longer) == {}
+    other = prompt_of(text("other", 2))
+    caches.record(other, "w1", 12 * KIB_TOKENS)
+    caches.record(longer, "w1", 12 * KIB_TOKENS)
+    assert held_kib(caches, longer) == {"w1": 6}
+    caches.record(prompt_of(text("third", 6)), "w1", 12 * KIB_TOKENS)
+    assert (held_kib(caches, longer), held_kib(caches, other)) == ({"w1": 6}, {})
