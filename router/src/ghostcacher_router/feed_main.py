@@ -50,21 +50,36 @@ async def _run(start: FeedStart, control: socket.socket) -> None:
     assert index is not None
     threads = StoreThreads(1, "gc-feed", limit_s=READ_BLOCK_S + call_s_max(settings.redis_timeout_s))
     server = FeedServer(store, threads, Path(start.path), time.monotonic)
-    reader, writer = await asyncio.open_connection(sock=control)
-    tasks = [asyncio.create_task(server.run()), asyncio.create_task(say_alive(writer))]
-    over = asyncio.create_task(reader.read())
+    reading, gone = asyncio.create_task(server.run()), asyncio.create_task(_is_gone(control))
     try:
-        done, _ = await asyncio.wait((*tasks, over), return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait((reading, gone), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            reading.result()
     finally:
-        for task in (*tasks, over):
+        is_alone = gone.done()
+        for task in (reading, gone):
             task.cancel()
-        await asyncio.gather(*tasks, over, return_exceptions=True)
+        await asyncio.gather(reading, gone, return_exceptions=True)
+        Path(start.path).unlink(missing_ok=True)
+        if is_alone:
+            with contextlib.suppress(OSError):  # There are processes still, of which the last one does it.
+                Path(start.path).parent.rmdir()
         threads.close()
         for closing in (store, index):
             with contextlib.suppress(GhostCacherError):
                 closing.close()
+
+
+async def _is_gone(control: socket.socket) -> None:
+    """Say to the supervisor that this process is alive, and return when it is gone."""
+    reader, writer = await asyncio.open_connection(sock=control)
+    saying = asyncio.create_task(say_alive(writer))
+    try:
+        with contextlib.suppress(OSError):
+            await reader.read()
+    finally:
+        saying.cancel()
+        writer.close()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from benchmarks.harness.router import RouterProcess
 from ghostcacher_connector.core.process.guard import PR_SET_CHILD_SUBREAPER, descendants
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.processes.child import Child
 from ghostcacher_router.processes.listeners import Listeners
+from ghostcacher_router.processes.seat import FeedStart
 from ghostcacher_router.processes.supervisor import Supervisor
 from tests.support.mock_engine import until
 from tests.support.proxy_rig import on_loop
@@ -85,6 +87,12 @@ async def running(
         yield run
     finally:
         await asyncio.to_thread(router.process.kill)
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    with RedisServer() as redis:
+        yield redis.url
 
 
 @on_loop
@@ -178,28 +186,40 @@ async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: 
 
 
 @on_loop
-async def test_feed_that_dies_is_started_again_and_costs_no_request(tmp_path: Path) -> None:
+async def test_feed_that_dies_is_started_again_and_costs_no_request(tmp_path: Path, redis_url: str) -> None:
     """The processes read Redis themselves until then; at a rolling restart they have a feed of the new settings."""
     told = "tells what routers and workers publish"
-    with RedisServer() as redis:
-        async with EchoEngine() as engine, running(tmp_path, engine, redis_url=redis.url) as run:
-            await run.said(told, 2)
-            load = RestartLoad(run.router.port, clients=8)
-            (feed,) = run.children(FEED)
-            os.kill(feed, signal.SIGKILL)
-            await run.said("feed.1 tells no more", 2)
-            await run.said("and is started again")
-            await run.said(told, 4)
-            os.kill(run.router.process.pid, signal.SIGHUP)
-            await run.said(f"feed.2 {told}", 2)
-            await run.said("the rolling restart is done")
-            await until(lambda: len(run.children(FEED)) == 1, "one feed", PATIENCE_S)
-            await load.stop()
-            assert load.failures == []
-            assert (await ask_fresh(run.router.port, "GET", "/gc/status"))["processes"] == 2
-            os.kill(run.router.process.pid, signal.SIGTERM)
-            assert await run.ended() == 0
-            assert run.count("has ended") == 1
+    async with EchoEngine() as engine, running(tmp_path, engine, redis_url=redis_url) as run:
+        await run.said(told, 2)
+        load = RestartLoad(run.router.port, clients=8)
+        (feed,) = run.children(FEED)
+        os.kill(feed, signal.SIGKILL)
+        await run.said("feed.1 tells no more", 2)
+        await run.said("and is started again")
+        await run.said(told, 4)
+        os.kill(run.router.process.pid, signal.SIGHUP)
+        await run.said(f"feed.2 {told}", 2)
+        await run.said("the rolling restart is done")
+        await until(lambda: len(run.children(FEED)) == 1, "one feed", PATIENCE_S)
+        await load.stop()
+        assert load.failures == []
+        assert (await ask_fresh(run.router.port, "GET", "/gc/status"))["processes"] == 2
+        os.kill(run.router.process.pid, signal.SIGTERM)
+        assert await run.ended() == 0
+        assert run.count("has ended") == 1
+
+
+@on_loop
+async def test_feed_whose_supervisor_is_gone_leaves_nothing_behind(tmp_path: Path, redis_url: str) -> None:
+    """The folder of the sockets goes with whoever leaves last."""
+    folder = tmp_path / "gc-router"
+    folder.mkdir()
+    feed = await Child.started(FeedStart(str(folder / "feed.1"), RouterSettings(redis_url=redis_url)))
+    await until((folder / "feed.1").exists, "its socket", PATIENCE_S)
+    feed._control.close()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await feed.ended == 0
+    assert not folder.exists()
 
 
 @on_loop
