@@ -17,7 +17,7 @@ from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.clients.served import HERE, Served
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, respond, sessions_at
+from tests.e2e.routed import Asking, ask, followers, loads_reported, once_undisturbed, respond, sessions_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -26,6 +26,12 @@ DOCUMENT_TOKENS = 40 * BLOCK_TOKENS
 """About 4 KiB of text: several boundaries of 1 KiB, and many blocks."""
 COLD_TOKENS = 80 * BLOCK_TOKENS
 """Takes longer to compute than a burst of requests takes to arrive, and more than all their ends together."""
+PLACES = 4
+ENGINE = {
+    "num_blocks": 512,
+    "extra_args": ("--scheduling-policy", "priority", "--max-num-seqs", str(PLACES)),
+}
+"""Few enough requests at a time that more are easily asked for, and KV blocks for as many long ones."""
 ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10")
 
 
@@ -51,7 +57,7 @@ class RoutedFleet(NamedTuple):
 
 @pytest.fixture(scope="module")
 def routed(model: Path, log_dir: Path) -> Iterator[RoutedFleet]:
-    with running(model, {name: {} for name in NAMES}, log_dir=log_dir) as fleet, ExitStack() as stack:
+    with running(model, dict.fromkeys(NAMES, ENGINE), log_dir=log_dir) as fleet, ExitStack() as stack:
         for name, other in (NAMES, NAMES[::-1]):
             fleet.prime(name, other)
         routers = [
@@ -207,6 +213,55 @@ def test_drained_worker_gets_no_new_request(routed: RoutedFleet) -> None:
     until(lambda: len(_ready(routed.routers[1])) == len(NAMES), "the worker to be taken back")
 
 
+FLOW = """--flow-queue-max 6 --flow-worker-requests-max 4 --flow-worker-waiting-max 1 --flow-priorities client
+--flow-priority-min -9 --flow-priority-to-engines --flow-tenants cache_salt --flow-deadlines"""
+
+
+def test_what_engines_have_no_place_for_waits_in_the_router(routed: RoutedFleet, log_dir: Path) -> None:
+    """And goes on by priority, then in turns of tenants, as places become free; at the bounds clients are told."""
+    url = routed.fleet.redis.url
+    with RouterProcess(redis_url=url, arguments=FLOW.split(), log_dir=log_dir) as router, Asking(router.url) as asking:
+        router.wait_workers(len(NAMES))
+        until(lambda: loads_reported(router.url, NAMES), "the load of every engine")
+        asking.hold(len(NAMES) * PLACES)
+        until(lambda: _running(routed) == len(NAMES) * PLACES, "all places to be taken")
+
+        status, _ = asking.send("in a hurry", {"x-gc-deadline-ms": "100"}).result()
+        assert status == http.HTTPStatus.GATEWAY_TIMEOUT
+        waiting = [("flood 1", "flood", 0), ("flood 2", "flood", 0), ("flood 3", "flood", 0), ("small", "small", 0)]
+        waiting += [("late", "flood", 7), ("urgent", "flood", -5)]
+        for number, (name, tenant, priority) in enumerate(waiting, 1):
+            header = {"x-gc-priority": str(priority)} if priority < 0 else {}
+            asking.send(name, header, cache_salt=tenant, priority=0 if header else priority)
+            until(lambda number=number: router.get("/gc/status")["queue"]["requests"] == number, f"{name} to wait")
+        status, headers = asking.send("too many", cache_salt="flood", priority=7).result()
+        assert status == http.HTTPStatus.TOO_MANY_REQUESTS
+        assert int(headers["retry-after"]) > 0
+        assert router.get("/gc/status")["queue"]["by_priority"] == {"-5": 1, "0": 4, "7": 1}
+        assert _waiting(routed, *NAMES) == 0
+
+        asking.let_go()
+        until(lambda: len(asking.order) == len(waiting), "all that wait to be answered")
+        assert asking.order == ["urgent", "flood 1", "small", "flood 2", "flood 3", "late"]
+        assert _waiting(routed, *NAMES) == 0
+
+
+def test_engine_orders_what_it_has_by_the_priority_that_counts(routed: RoutedFleet, log_dir: Path) -> None:
+    """The router has written it into the bodies: without it, the engine would go by the order in which they came."""
+    arguments = ("--flow-priorities", "header", "--flow-priority-to-engines")
+    engine = routed.fleet.engines["a"].url
+    with RouterProcess(workers=[engine], arguments=arguments, log_dir=log_dir) as router, Asking(router.url) as asking:
+        router.wait_workers(1)
+        asking.hold(PLACES)
+        until(lambda: _running(routed) == PLACES, "all places to be taken")
+        for number, (name, priority) in enumerate([("low", 9), ("middle", 5), ("high", 1)], 1):
+            asking.send(name, {"x-gc-priority": str(priority)})
+            until(lambda number=number: _waiting(routed, "a") == number, f"{name} to wait in the engine")
+        asking.let_go()
+        until(lambda: len(asking.order) == 3, "all that wait to be answered")
+        assert asking.order == ["high", "middle", "low"]
+
+
 @pytest.mark.parametrize("event", ["kill", "pause"])
 def test_redis_that_goes_away_fails_no_request(routed: RoutedFleet, event: str) -> None:
     """Without Redis the router goes on with what it knows; with Redis back it learns again."""
@@ -261,3 +316,7 @@ def _ready(router: RouterProcess) -> list[str]:
 
 def _running(routed: RoutedFleet) -> float:
     return sum(routed.fleet.client(name).metrics().sum("vllm:num_requests_running") for name in NAMES)
+
+
+def _waiting(routed: RoutedFleet, *names: str) -> float:
+    return sum(routed.fleet.client(name).metrics().sum("vllm:num_requests_waiting") for name in names)
