@@ -57,8 +57,9 @@ DOCUMENT_BLOCKS, DOCUMENT_TOKENS_PER_S = 500, 10_000.0
 """Of a worker, and its speed: some seven documents, whose prefixes running requests have in common."""
 MORE_MAX = 1.1
 """How much more of documents may be computed with a queue, over without: what the order of requests changes."""
-OUGHT_MAX = 0.02
-"""How much less work may be done with flow control, as a part: what lies between two reports."""
+LESS_MAX = 0.05
+"""How much less work may be done with flow control, as a part: what lies between two reports, and in a short run what
+waits in the router when the last request has come."""
 
 
 class Way(NamedTuple):
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone, queued = (run.computed_tokens for run in documents.values())
     before, after = found[WAYS[0].name], found[WAYS[-1].name]
     worse = [kind for kind in (SMALL, URGENT) if median(after.ttft_s(kind)) > median(before.ttft_s(kind))]
-    idle = after.computed_tokens_per_s < (1 - OUGHT_MAX) * before.computed_tokens_per_s
+    idle = after.computed_tokens_per_s < (1 - LESS_MAX) * before.computed_tokens_per_s
     return 1 if worse or idle or queued > MORE_MAX * alone else 0
 
 
