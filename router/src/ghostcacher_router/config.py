@@ -41,7 +41,7 @@ from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
-from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
+from ghostcacher_router.providers.choice import check_providers
 from ghostcacher_router.settings_file import read_file
 
 KIB = 1 << 10
@@ -324,7 +324,8 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
             parse_endpoint(url, "workers")
         parse_roles(self.roles, "roles")
         LazyAdapters(self.lazy_adapters)
-        self._check_providers()
+        check_providers(self.upstreams, self.provider_models, self.provider_fallbacks)
+        parse_ttl(self.provider_ttl, "provider_ttl")
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"allowed_origins: expected *, null or scheme://host[:port], got {origin!r}")
@@ -348,18 +349,6 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
     def finds_workers(self) -> bool:
         """Whether there is anything from which workers, or providers in their place, could be known."""
         return self.redis or bool(self.workers or self.upstreams)
-
-    def _check_providers(self) -> None:
-        found = [parse_upstream(text, "upstreams").provider for text in self.upstreams]
-        if len(set(found)) < len(found):
-            raise ConfigError(f"upstreams: expected each provider once, got {self.upstreams!r}")
-        parse_ttl(self.provider_ttl, "provider_ttl")
-        fallbacks = parse_fallbacks(self.provider_fallbacks, "provider_fallbacks")
-        named = [("provider_fallbacks", own, provider) for own, (provider, _) in fallbacks.items()]
-        named += [("provider_models", *pair) for pair in parse_models(self.provider_models, "provider_models").items()]
-        for setting, name, provider in named:
-            if provider not in found:
-                raise ConfigError(f"{setting}: {name}: expected a provider that upstreams names, got {provider.value}")
 
 
 Kind = TypeVar("Kind", bound=RouterSettings)

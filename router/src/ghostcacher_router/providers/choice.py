@@ -135,6 +135,19 @@ def parse_fallbacks(texts: Sequence[str], setting: str) -> dict[str, Fallback]:
     return found
 
 
+def check_providers(upstreams: Sequence[str], models: Sequence[str], fallbacks: Sequence[str]) -> None:
+    """Check the settings `upstreams`, `provider_models` and `provider_fallbacks` together. Raises ConfigError."""
+    found = [parse_upstream(text, "upstreams").provider for text in upstreams]
+    if len(set(found)) < len(found):
+        raise ConfigError(f"upstreams: expected each provider once, got {tuple(upstreams)!r}")
+    answering = parse_fallbacks(fallbacks, "provider_fallbacks")
+    named = [("provider_fallbacks", own, fallback.provider) for own, fallback in answering.items()]
+    named += [("provider_models", *pair) for pair in parse_models(models, "provider_models").items()]
+    for setting, name, provider in named:
+        if provider not in found:
+            raise ConfigError(f"{setting}: {name}: expected a provider that upstreams names, got {provider.value}")
+
+
 class ProviderChoice:
     """Says which provider a request goes to.
 
