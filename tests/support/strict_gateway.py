@@ -247,6 +247,10 @@ class StrictGateway:
         if says_modes:
             self._config = pb.ProtocolConfiguration(request_body_mode=request_mode, response_body_mode=response_mode)
 
+    def opened(self) -> Any:
+        """Open a stream and write nothing: a write that meets the end of a refused stream hides why it was refused."""
+        return self._stub.Process()
+
     async def ask(
         self,
         *pieces: bytes,
@@ -259,7 +263,7 @@ class StrictGateway:
         body_changes: bool = False,
     ) -> StrictExchange:
         """Have a worker picked for a request; its body in pieces. subset: as the gateway's metadata has it."""
-        exchange = StrictExchange(self._stub.Process(), *self._modes, self._config)
+        exchange = StrictExchange(self.opened(), *self._modes, self._config)
         exchange.body_changes = body_changes
         own = {":method": method, ":path": path, ":authority": "models.example", ":scheme": "http"}
         await exchange.request(own | (headers or {}), pieces, subset, end=end, trailers=trailers)

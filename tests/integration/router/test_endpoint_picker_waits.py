@@ -229,7 +229,7 @@ async def test_picker_that_has_all_it_can_take_is_ready() -> None:
     async with picker_of([MiniEngine()], connections_max=1) as picker, gateway(picker.server.port) as asking:
         exchange = await asking.ask(chat())
         with pytest.raises(grpc.aio.AioRpcError, match="at most 1 requests at once"):
-            await asking.ask(chat())
+            await asking.opened().read()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.port}") as channel:
             answer = await HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="readiness"))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
