@@ -14,35 +14,28 @@ from pathlib import Path
 
 import uvloop
 
-from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_connector.core.log_format import log_to_stderr
 from ghostcacher_router.feed.server import READ_BLOCK_S, FeedServer
-from ghostcacher_router.processes.membership import receive, say_alive
+from ghostcacher_router.processes.membership import say_alive
+from ghostcacher_router.processes.program import run_program
 from ghostcacher_router.processes.seat import FeedStart
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.stores import open_stores
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-
 
 def main() -> int:
-    """Read for all processes until the supervisor, or a signal, ends it; return the exit status."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    try:
-        start = receive(control, FeedStart)
-        log_to_stderr(start.settings.log_level, start.settings.log_format)
-        uvloop.run(_run(start, control))
-    except ConfigError as exc:
-        print(f"ghostcacher: {exc}", file=sys.stderr)
-        return EXIT_USAGE
-    except (GhostCacherError, OSError, EOFError) as exc:
-        print(f"ghostcacher: {exc}", file=sys.stderr)
-        return EXIT_FAILED
+    """Read for all processes; return the exit status."""
+    return run_program(FeedStart, _run)
+
+
+def _run(start: FeedStart, control: socket.socket) -> int:
+    log_to_stderr(start.settings.log_level, start.settings.log_format)
+    uvloop.run(_read(start, control))
     return 0
 
 
-async def _run(start: FeedStart, control: socket.socket) -> None:
+async def _read(start: FeedStart, control: socket.socket) -> None:
     """Return when the supervisor is gone."""
     settings = start.settings
     index, store = open_stores(settings)

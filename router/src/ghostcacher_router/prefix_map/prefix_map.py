@@ -91,18 +91,7 @@ class PrefixMap:
 
     def deepest(self, namespace: str, prompt: Prompt) -> KnownBoundary | None:
         """Return the last of the `known` boundaries, without a search for the others."""
-        # The first of `_from_deepest`, for which a generator more would take longer than the search.
-        index, value, least = -1, b"", BLOCKS_MAX + 1
-        for at, claimed in self._entries.from_last(namespace, prompt.digests):
-            count = int.from_bytes(claimed[:COUNT_BYTES], "little")
-            if count > least:
-                continue
-            if count < least and value:
-                break
-            if not count:
-                return None
-            index, value, least = at, claimed, count
-        return KnownBoundary(index, least, value[COUNT_BYTES:]) if value else None
+        return next(self._from_deepest(namespace, prompt), None)
 
     def _from_deepest(self, namespace: str, prompt: Prompt) -> Iterator[KnownBoundary]:
         index, value, least = -1, b"", BLOCKS_MAX + 1

@@ -10,6 +10,7 @@ child.py         a child, as the supervisor sees it
 feed.py          the process that reads Redis for all of them
 supervisor.py    all of them: started, kept, replaced one by one, ended
 membership.py    the supervisor and the siblings, as a child sees them
+program.py       a child, or the feed, as a program
 siblings.py      questions among children
 merging.py       what many children say of themselves, as one router says it
 whole_router.py  answers of the admin API for all children

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -60,31 +60,51 @@ class Ranking(Protocol):
         """
 
 
-class ListRanking:
-    """A ranking of a few workers, by totals alone."""
+Totals = TypeVar("Totals", Sequence[float], Column)
+
+
+class _Totals(Generic[Totals]):
+    """What both rankings are made of: totals, and how the forecast at a place is made."""
 
     __slots__ = ("_places", "_total_ms", "_workers", "forecast_at")
 
     def __init__(
         self,
-        total_ms: Sequence[float],
+        total_ms: Totals,
         workers: Sequence[WorkerPort],
         places: Mapping[str, int],
         forecast_at: Callable[[int], Forecast],
     ) -> None:
-        """See `ColumnRanking`."""
-        self._total_ms, self._workers, self._places, self.forecast_at = total_ms, workers, places, forecast_at
-
-    def totals(self) -> Sequence[float]:
-        return self._total_ms
+        """total_ms: of each worker's forecast. places: worker -> its place. forecast_at: makes the one at a place."""
+        self._total_ms: Totals = total_ms
+        self._workers, self._places, self.forecast_at = workers, places, forecast_at
 
     def at(self, worker: str) -> Forecast | None:
         place = self._places.get(worker)
         return None if place is None else self.forecast_at(place)
 
+    def _places_of(self, workers: Collection[str]) -> list[int]:
+        """Return the places of those workers that are in the list."""
+        return [place for worker in workers if (place := self._places.get(worker)) is not None]
+
+    def _one_of(self, draw: Draw, equal: Sequence[int]) -> Forecast:
+        """Return the forecast at one of the places that count as equal."""
+        if len(equal) == 1:
+            return self.forecast_at(equal[0])
+        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
+
+
+class ListRanking(_Totals[Sequence[float]]):
+    """A ranking of a few workers."""
+
+    __slots__ = ()
+
+    def totals(self) -> Sequence[float]:
+        return self._total_ms
+
     def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         total_ms = self._total_ms
-        left_out = [place for worker in without if (place := self._places.get(worker)) is not None]
+        left_out = self._places_of(without)
         if left_out:
             if len(set(left_out)) == len(total_ms):
                 return None
@@ -95,36 +115,21 @@ class ListRanking:
         return self._drawn(draw, [total + price for total, price in zip(self._total_ms, prices, strict=True)])
 
     def _drawn(self, draw: Draw, total_ms: Sequence[float]) -> Forecast:
-        equal = best_of(total_ms)
-        if len(equal) == 1:
-            return self.forecast_at(equal[0])
-        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
+        return self._one_of(draw, best_of(total_ms))
 
 
-class ColumnRanking:
-    """A ranking by totals alone."""
+class ColumnRanking(_Totals[Column]):
+    """A ranking of many workers."""
 
-    def __init__(
-        self,
-        total_ms: Column,
-        workers: Sequence[WorkerPort],
-        places: Mapping[str, int],
-        forecast_at: Callable[[int], Forecast],
-    ) -> None:
-        """total_ms: of each worker's forecast. places: worker -> its place. forecast_at: makes the one at a place."""
-        self._total_ms, self._workers, self._places, self.forecast_at = total_ms, workers, places, forecast_at
+    __slots__ = ()
 
     def totals(self) -> Sequence[float]:
         found: list[float] = self._total_ms.tolist()
         return found
 
-    def at(self, worker: str) -> Forecast | None:
-        place = self._places.get(worker)
-        return None if place is None else self.forecast_at(place)
-
     def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         total_ms = self._total_ms
-        left_out = [place for worker in without if (place := self._places.get(worker)) is not None]
+        left_out = self._places_of(without)
         if left_out:
             total_ms = total_ms.copy()
             total_ms[left_out] = np.inf
@@ -136,5 +141,4 @@ class ColumnRanking:
         return self._drawn(draw, self._total_ms + prices)
 
     def _drawn(self, draw: Draw, total_ms: Column) -> Forecast:
-        equal = (total_ms <= tie_limit(float(total_ms.min()))).nonzero()[0].tolist()
-        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
+        return self._one_of(draw, (total_ms <= tie_limit(float(total_ms.min()))).nonzero()[0].tolist())
