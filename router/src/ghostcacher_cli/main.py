@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ghostcacher_cli.options import OptionParser
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.core.log_format import log_to_stderr
@@ -109,11 +110,10 @@ def option_of(key: str) -> str:
 
 
 def _router_parser(kind: type[RouterSettings], command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"ghostcacher {command}",
+    parser = OptionParser(
+        command,
         description=ROUTERS[command],
         epilog="Secrets are given by --config or the environment: GC_ROUTER_ADMIN_TOKEN, GC_INDEX_KEY, GC_REDIS_URL.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, or in JSON (*.json)")
     for field in msgspec.structs.fields(kind):
@@ -183,7 +183,7 @@ def _top(words: Sequence[str]) -> int:
 
 
 def _fleet_parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"ghostcacher {name}", description=description, allow_abbrev=False)
+    parser = OptionParser(name, description=description)
     parser.add_argument("--url", default=DEFAULT_URL, help="the router's base URL (default: %(default)s)")
     parser.add_argument(
         "--token-env",
@@ -202,10 +202,8 @@ def _token(variable: str | None) -> str | None:
 
 
 def _doctor_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ghostcacher doctor",
-        description="Look at Redis, NIXL and every worker, and say how to fix what is wrong.",
-        allow_abbrev=False,
+    parser = OptionParser(
+        "doctor", description="Look at Redis, NIXL and every worker, and say how to fix what is wrong."
     )
     parser.add_argument(
         "--redis-url",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from ghostcacher_cli.doctor import Check, Options, Status, exit_code, render, render_json
+from ghostcacher_cli.doctor import Check, Options, Status, exit_code, render, render_json, run
 from ghostcacher_cli.doctor.fleet_checks import (
     check_addresses,
     check_fingerprints,
@@ -303,6 +304,25 @@ def test_setting_wrong_exit_2(arguments: list[str], capsys: pytest.CaptureFixtur
     """A URL or variable that makes no sense is wrong usage, too, and is named."""
     assert main(["doctor", *arguments]) == 2
     assert "ghostcacher: " in capsys.readouterr().err
+
+
+def test_router_alone_without_nixl_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router's Python has neither NIXL nor an engine: that no READ can be tried there is nothing wrong."""
+    monkeypatch.setattr(run, "READERS", ("no_package_of_this_name",))
+    redis, nixl = run.examine(Options("redis://127.0.0.1:1", None, 1.0))
+    assert (redis.status, nixl.status) == (Status.FAIL, Status.WARN)
+    assert "a router needs none" in nixl.text
+
+
+@pytest.mark.parametrize(("url", "fix"), [("redis://127.0.0.1:1", "start Redis"), (None, "name the fleet's Redis")])
+def test_redis_away_is_told_by_where_it_was_looked_for(
+    url: str | None, fix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who has named no Redis is told that the private one of this user was looked for."""
+    monkeypatch.setattr(run, "READERS", ())
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    redis, _ = run.examine(Options(url, None, 1.0))
+    assert (redis.status, redis.fix.startswith(fix)) == (Status.FAIL, True)
 
 
 def test_version_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,27 @@ def test_router_unknown_option_is_wrong_usage(words: str, capsys: pytest.Capture
     assert "usage: ghostcacher router" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("router --listenn 127.0.0.1:1", "did you mean --listen?"),
+        ("router --acess-log=x", "did you mean --access-log?"),
+        ("simulate chat --worker 3", "did you mean --workers?"),
+        ("analyze x.jsonl --prefixs 3", "did you mean --prefixes?"),
+        ("status --ulr http://h:1", "did you mean --url?"),
+        ("doctor --nothing-like-it", "unrecognized arguments: --nothing-like-it\n"),
+    ],
+)
+def test_misspelt_option_is_told_in_a_few_lines(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong, and what was probably meant; not a screen of options."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words.split())
+    printed = capsys.readouterr().err
+    assert caught.value.code == cli.EXIT_USAGE
+    assert hint in printed
+    assert len(printed.splitlines()) == 3
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command is known to `ghostcacher`, and explains itself."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ghostcacher_cli.analyze.policy_curves import LRU, POLICIES
 from ghostcacher_cli.analyze.worth import GIB, Assumptions, bytes_per_token_of
+from ghostcacher_cli.options import OptionParser
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 
@@ -85,14 +86,14 @@ def _assumptions(given: argparse.Namespace) -> Assumptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ghostcacher analyze",
+    parser = OptionParser(
+        "analyze",
+        "FILE",
         description="Say what a cache could save of a file of requests: what they share, how large a cache has to be, "
         "in which order to send them, what a lower tier would be worth. Touches no cache and no network.",
         epilog="FILE is JSON, one request a line: bodies of the OpenAI or Anthropic API (prompt, messages, input), "
         "lines of a batch (url, body), token ids (prompt or prompt_token_ids), or block hashes (hash_ids, "
         "input_length, timestamp in ms, as in Mooncake's traces).",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="requests, one a line")

@@ -20,17 +20,27 @@ PINGS = 5
 LATENCY_WARN_S = 0.005
 """A lookup is one round trip beside the scheduler; slower than this eats into its deadline of 50 ms."""
 
+REDIS_FIX = (
+    "start Redis, or correct --redis-url / GC_REDIS_URL (host, port, user, password, rediss:// for TLS); "
+    "while it is away the engines serve on, and share nothing"
+)
+EMBEDDED_FIX = (
+    "name the fleet's Redis with --redis-url or GC_REDIS_URL; without either this is the private Redis of this user, "
+    "which ghostcacher up, or the first engine that is told of no other, starts"
+)
 
-def check_redis(url: str, timeout_s: float) -> Iterator[Check]:
+
+def check_redis(url: str, timeout_s: float, fix: str = REDIS_FIX) -> Iterator[Check]:
     """Yield what there is to say about the Redis at a URL; ends after the first check when it cannot be reached.
 
+    fix: what to do then.
     Raises ConfigError for a URL that makes no sense. No message shows the URL's user or password.
     """
     target = parse_redis_url(url)
     try:
         client = make_client(target, timeout_s)
     except (RedisError, RedisClusterException, OSError) as exc:
-        yield _unreachable(target.where, exc, target.secrets)
+        yield _unreachable(target.where, exc, target.secrets, fix)
         return
     try:
         permissions, missing = check_permissions(client)
@@ -41,18 +51,13 @@ def check_redis(url: str, timeout_s: float) -> Iterator[Check]:
             yield _version(client)
             yield _memory(client)
     except (RedisError, RedisClusterException, OSError) as exc:
-        yield _unreachable(target.where, exc, target.secrets)
+        yield _unreachable(target.where, exc, target.secrets, fix)
     finally:
         client.close()
 
 
-def _unreachable(where: str, exc: Exception, secrets: tuple[str, ...]) -> Check:
-    return fail(
-        "redis",
-        f"{where}: cannot be used: {text_of(exc, secrets)}",
-        "start Redis, or correct --redis-url / GC_REDIS_URL (host, port, user, password, rediss:// for TLS); "
-        "while it is away the engines serve on, and share nothing",
-    )
+def _unreachable(where: str, exc: Exception, secrets: tuple[str, ...], fix: str) -> Check:
+    return fail("redis", f"{where}: cannot be used: {text_of(exc, secrets)}", fix)
 
 
 def _latency(client: Client, where: str) -> Check:

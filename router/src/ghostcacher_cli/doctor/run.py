@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from ghostcacher_cli.doctor import fleet_checks, link_checks
 from ghostcacher_cli.doctor.reads import LOOPBACK, ReadsJob, Target, run_reads
-from ghostcacher_cli.doctor.redis_checks import check_redis
-from ghostcacher_cli.doctor.report import Check, Status, fail, ok
+from ghostcacher_cli.doctor.redis_checks import EMBEDDED_FIX, REDIS_FIX, check_redis
+from ghostcacher_cli.doctor.report import Check, Status, fail, ok, warn
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.index.link_report import LinkReport
@@ -17,6 +18,8 @@ from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 from ghostcacher_connector.core.types import WorkerRecord
 
 NIXL_FIX = "install it: pip install nixl; look at the lines that NIXL prints, and at UCX_TLS"
+READERS = ("nixl", "vllm", "sglang")
+"""Packages of which an engine's Python has one at least; that of a router alone needs none."""
 
 
 class Options(NamedTuple):
@@ -35,7 +38,8 @@ def examine(options: Options) -> Iterator[Check]:
     """Yield every check as it ends. Raises ConfigError for a Redis URL that makes no sense."""
     url = options.redis_url if options.redis_url is not None else EmbeddedRedis().url
     reachable = True
-    for check in check_redis(url, options.timeout_s):
+    fix = REDIS_FIX if options.redis_url is not None else EMBEDDED_FIX
+    for check in check_redis(url, options.timeout_s, fix):
         reachable = reachable and not (check.name == "redis" and check.status is Status.FAIL)
         yield check
     if not reachable:
@@ -68,7 +72,11 @@ def _check_fleet(index: BlockIndex, options: Options) -> Iterator[Check]:
 
 
 def _check_reads(records: Sequence[WorkerRecord], options: Options) -> Iterator[Check]:
-    """Read loopback, and every rank from here."""
+    """Read loopback, and every rank from here, unless this is the Python of a router alone."""
+    if not any(find_spec(package) for package in READERS):
+        text = "no READ was tried from here: this Python has neither NIXL nor an engine, and a router needs none"
+        yield warn("nixl", text, "run the doctor with the Python of an engine, too, on its machine")
+        return
     targets = {
         f"{record.worker}:{endpoint.rank}": Target(f"{record.worker}:{endpoint.rank}", endpoint)
         for record in records

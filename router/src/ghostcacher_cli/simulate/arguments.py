@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ghostcacher_cli.options import OptionParser
 from ghostcacher_cli.simulate.fleets import FleetOptions, add_fleet, fleet_options
 from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
@@ -137,13 +138,13 @@ def _policies(text: str | None, known: Sequence[Entrant], *, compare: bool) -> S
 def _parser() -> argparse.ArgumentParser:
     made = "; ".join(f"{name} ({', '.join(kind.__struct_fields__)})" for name, kind in KINDS.items())
     policies = "; ".join(f"{each.key}: {each.name}" for each in entrants(4))
-    parser = argparse.ArgumentParser(
-        prog="ghostcacher simulate",
+    parser = OptionParser(
+        "simulate",
+        "LOAD",
         description="Say what a fleet would make of a load: simulated engines in virtual time, with the router's own "
         "routing and the connectors' own index and eviction code. Touches no engine, no Redis and no network.",
         epilog=f"LOAD is a trace (JSON lines as Mooncake's and aiperf's, CSV as Azure's and BurstGPT's), or made: "
         f"KIND or KIND:name=value,name=value, where KIND is one of {made}. Policies are {policies}.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("load", metavar="LOAD", help="a file, or the kind of a load that is made (see below)")
