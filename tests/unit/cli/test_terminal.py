@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_cli.terminal.fleet import RouterUnreachable, Snapshot, decode
+from ghostcacher_cli.terminal.fleet import RouterUnreachable, Snapshot, decode, is_well
 from ghostcacher_cli.terminal.render import fleet_lines, framed, request_rate, work_line
 from ghostcacher_cli.terminal.text import bar, count, duration, fit, percent, printable, table
 
@@ -59,6 +59,24 @@ def test_fleet_lines_say_once_what_redis_refuses() -> None:
     lines = fleet_lines(snapshot(redis_error=refused, redis_available=False, why_not_ready=f"no worker: {refused}"))
     assert "  |  no redis  |  " in lines[0]
     assert sum(refused in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "well"),
+    [
+        ({}, True),
+        ({"workers": {"ready": 1, "draining": 1}}, True),
+        ({"redis_available": False}, True),
+        ({"ready": False}, False),
+        ({"workers": {"ready": 1, "down": 1}}, False),
+        ({"ejected": {"w1": "its requests fail"}}, False),
+        ({"gone": [WORKERS[0]]}, False),
+        ({"redis_error": "Redis at h: wrong user or password"}, False),
+    ],
+)
+def test_fleet_is_well_or_not(status: dict[str, Any], well: bool) -> None:
+    """What `ghostcacher status` ends with: a router without Redis and a drained worker are as somebody wants them."""
+    assert is_well(snapshot(**status).status) is well
 
 
 def test_fleet_lines_show_what_waits_for_its_turn() -> None:

@@ -55,7 +55,7 @@ class RouterClient:
 
         The workers are there twice, since programs may know them by their older name.
         """
-        found = {name: _decoded(self._get(f"/gc/{name}"), dict[str, Any]) for name in ("status", "stats", "workers")}
+        found = {name: decoded(self._get(f"/gc/{name}"), dict[str, Any]) for name in ("status", "stats", "workers")}
         return found | {"pods": {"pods": found["workers"].get("workers", [])}}
 
     def is_ready(self) -> bool:
@@ -82,13 +82,20 @@ class RouterClient:
 
 def decode(status: bytes, stats: bytes, workers: bytes, *, at: float) -> Snapshot:
     """Return what three answers of a router say. Raises RouterUnreachable."""
-    return Snapshot(at, _decoded(status, Status), _decoded(stats, Stats), _decoded(workers, Workers).workers)
+    return Snapshot(at, decoded(status, Status), decoded(stats, Stats), decoded(workers, Workers).workers)
+
+
+def is_well(status: Status) -> bool:
+    """Say whether a fleet can serve, has all its workers, and gets from Redis what it asks for."""
+    lacking = status.gone or status.ejected or status.workers.get("down", 0)
+    return status.ready and not lacking and status.redis_error is None
 
 
 Kind = TypeVar("Kind")
 
 
-def _decoded(data: bytes, kind: type[Kind]) -> Kind:
+def decoded(data: bytes, kind: type[Kind]) -> Kind:
+    """Return a part of a router's answer. Raises RouterUnreachable for what is none."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as exc:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import time
 
-from ghostcacher_cli.terminal.fleet import RouterClient, RouterUnreachable, Snapshot
+import msgspec
+
+from ghostcacher_cli.terminal.fleet import RouterClient, RouterUnreachable, Snapshot, decoded, is_well
 from ghostcacher_cli.terminal.render import fleet_lines, framed
 from ghostcacher_cli.terminal.screen import Screen, is_interactive
 from ghostcacher_cli.terminal.text import printable
+from ghostcacher_connector.core.admin_api import Status
 
 REFRESH_S = 1.0
 TOP_TIMEOUT_S = 1.0
@@ -17,7 +20,7 @@ EXIT_TROUBLE = 1
 
 
 def show_status(url: str, token: str | None, *, as_json: bool = False) -> int:
-    """Print a fleet once. Return 0 when it can serve a request and no worker is gone, else 1.
+    """Print a fleet once. Return 0 when all is well with it, else 1.
 
     Raises RouterUnreachable, ConfigError.
     """
@@ -25,11 +28,10 @@ def show_status(url: str, token: str | None, *, as_json: bool = False) -> int:
     if as_json:
         documents = client.documents()
         print(json.dumps(documents, indent=2))
-        status = documents["status"]
-        return 0 if status.get("ready") and not status.get("gone") else EXIT_TROUBLE
+        return 0 if is_well(decoded(msgspec.json.encode(documents["status"]), Status)) else EXIT_TROUBLE
     snapshot = client.snapshot(time.monotonic())
     print(*fleet_lines(snapshot), sep="\n")
-    return 0 if snapshot.status.ready and not snapshot.status.gone else EXIT_TROUBLE
+    return 0 if is_well(snapshot.status) else EXIT_TROUBLE
 
 
 def show_top(url: str, token: str | None) -> int:
