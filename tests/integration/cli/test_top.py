@@ -157,6 +157,14 @@ def test_status_refused_names_the_option(url: str, capsys: pytest.CaptureFixture
     assert "401: expected a token; give its admin token in GC_ROUTER_ADMIN_TOKEN, or name" in capsys.readouterr().err
 
 
+def test_status_refused_for_another_reason_names_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the router has no token set, and so refuses everybody, none is asked for."""
+    refusal = {"error": {"message": "/gc/* is off: set admin_token"}}
+    with answering(lambda _: (403, json.dumps(refusal).encode())) as url:
+        assert cli.main(["status", "--url", url]) == 1
+    assert capsys.readouterr().err.endswith("403: /gc/* is off: set admin_token\n")
+
+
 def test_status_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     """Where no router is, that is one line and exit code 1."""
     assert cli.main(["status", "--url", "http://127.0.0.1:1"]) == 1

@@ -67,10 +67,20 @@ def points_of(run: Run) -> tuple[Sequence[float], Sequence[float]]:
     return [times[place] for place in places], [100 * (place + 1) / len(run.served) for place in places]
 
 
+def mark_seconds(axis: Any) -> None:
+    """Mark a logarithmic axis at 1, 2 and 5 of each decade, in plain numbers: what it is marked with else overlaps."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: PLC0415 - an extra
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def _draw_times(axes: Any, runs: Sequence[Run]) -> None:
     for run in runs:
         axes.plot(*points_of(run), label=run.entrant.name)
     axes.set(xscale="log", xlabel="time to first token, s", ylabel="requests, %", ylim=(0, 101))
+    mark_seconds(axes.xaxis)
     _finish(axes)
 
 
@@ -84,6 +94,7 @@ def _draw_sizes(axes: Any, found: Sequence[RunFound]) -> None:
         )
     every = sorted({run.workers for run in found})
     axes.set(yscale="log", xlabel="workers", ylabel="time to first token, s")
+    mark_seconds(axes.yaxis)
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, labels=map(str, every))
     _finish(axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -104,7 +105,7 @@ def decoded(data: bytes, kind: type[Kind]) -> Kind:
 
 def _refusal(status: int, body: bytes) -> str:
     """Say what a refusal says, in the form of OpenAI's errors when it has that form."""
-    wants_token = status in (401, 403)
+    wants_token = status == HTTPStatus.UNAUTHORIZED
     advice = "; give its admin token in GC_ROUTER_ADMIN_TOKEN, or name another variable by --token-env" * wants_token
     try:
         error: Mapping[str, Any] = msgspec.json.decode(body, type=dict[str, dict[str, Any]])["error"]

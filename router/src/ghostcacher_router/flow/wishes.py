@@ -25,6 +25,7 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 NOBODY = ""
 """The tenant of requests that name none."""
 
+NUMBER_MAX = 999_999_999
 _NUMBER = re.compile(rb"[+-]?[0-9]{1,9}")
 _WEIGHT = re.compile(r"([^=]{1,256})=([0-9]{1,6}(?:\.[0-9]{1,6})?)")
 SHOWN_BYTES = 64
@@ -79,7 +80,7 @@ def deadline_s(ask: Ask, options: WishOptions) -> float | None:
         return None
     number = _number(given)
     if number is None or number < 0:
-        raise _refused(DEADLINE.decode(), "a whole number of ms from 0", given)
+        raise _refused(DEADLINE.decode(), f"a whole number of ms from 0 to {NUMBER_MAX}", given)
     return number / 1e3
 
 

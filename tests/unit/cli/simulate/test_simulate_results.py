@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostcacher_cli.simulate.fleets import FleetOptions
-from ghostcacher_cli.simulate.pictures import points_of
+from ghostcacher_cli.simulate.pictures import mark_seconds, points_of
 from ghostcacher_cli.simulate.results import report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
 from ghostcacher_simulator.machines.workers import ObjectTier
@@ -107,3 +107,19 @@ def test_tenants_are_told_apart() -> None:
 def test_picture_ends_below_100_percent_where_requests_got_no_token() -> None:
     assert points_of(RUN) == ([1.0, 2.0, 4.0], [25.0, 50.0, 75.0])
     assert points_of(RUN._replace(served=[Served(FIRST, Ending.TOO_LONG)])) == ([], [])
+
+
+def test_seconds_are_marked_in_plain_numbers() -> None:
+    """Less than two decades, which are marked else with powers of ten that overlap each other."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([0.015, 0.9], [0, 100])
+    axes.set_xscale("log")
+    mark_seconds(axes.xaxis)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    shown = [label.get_text() for label in axes.get_xticklabels(which="both") if low <= label.get_position()[0] <= high]
+    assert shown == ["0.02", "0.05", "0.1", "0.2", "0.5", "1"]

@@ -19,7 +19,11 @@ from tests.unit.router.flow.support import Controlled, header, refused
         ({"priority": 101}, "priority: expected an int from 0 to 100, got '101'"),
         (
             {"headers": {b"x-gc-deadline-ms": b"1.5"}},
-            "x-gc-deadline-ms: expected a whole number of ms from 0, got '1.5'",
+            "x-gc-deadline-ms: expected a whole number of ms from 0 to 999999999, got '1.5'",
+        ),
+        (
+            {"headers": {b"x-gc-deadline-ms": b"1000000000"}},
+            "x-gc-deadline-ms: expected a whole number of ms from 0 to 999999999, got '1000000000'",
         ),
     ],
 )
