@@ -21,7 +21,7 @@ def main() -> int:
 
 
 def _run(start: Start, control: socket.socket) -> int:
-    log_to_stderr(start.settings.log_level, start.settings.log_format)
+    log_to_stderr(start.settings.log_level, start.settings.log_format, start.name)
     settings = share_of(start.settings)
     return run(settings, lambda: settings, Membership(start.seat, control))
 

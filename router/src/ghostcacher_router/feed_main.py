@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _run(start: FeedStart, control: socket.socket) -> int:
-    log_to_stderr(start.settings.log_level, start.settings.log_format)
+    log_to_stderr(start.settings.log_level, start.settings.log_format, start.name)
     uvloop.run(_read(start, control))
     return 0
 

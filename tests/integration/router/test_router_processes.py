@@ -112,6 +112,9 @@ async def test_rolling_restart_under_load_loses_no_request(tmp_path: Path) -> No
         after = run.children()
         assert len(after) == 2
         assert not set(before) & set(after)
+        assert set(re.findall(r"INFO \[(\S+)\] ghostcacher_router\.app: router \S+ listens", run.log)) == {
+            "0.1", "1.2", "0.3", "1.4",
+        }  # fmt: skip
         os.kill(run.router.process.pid, signal.SIGTERM)
         assert await run.ended() == 0
 

@@ -111,6 +111,14 @@ def test_explain_killed_engine_process_says_memory() -> None:
     assert "the engine's process was killed" in explain("w1 ended with status 0.", later, Path("/l"))
 
 
+def test_explain_model_that_is_not_to_be_had() -> None:
+    """A name with a typing error, or no network: what ends the engine is a traceback of the client's."""
+    error = "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder"
+    lines = explain("w1 ended with status 1.", f"Traceback\n{error}", Path("/l")).splitlines()
+    assert lines[1] == error
+    assert lines[2].startswith("Likely: the model cannot be had from Hugging Face")
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [

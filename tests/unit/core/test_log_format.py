@@ -53,3 +53,10 @@ def test_exception_is_part_of_the_line() -> None:
 def test_text_is_the_default_and_shows_no_fields() -> None:
     """As lines have looked before there were others."""
     assert formatter("text", "%(levelname)s %(message)s").format(record("a", extra=with_fields({"b": 1}))) == "ERROR a"
+
+
+def test_each_of_several_processes_says_which_it_is() -> None:
+    """A router's processes write into one log."""
+    assert formatter("text", process="1.6").format(record("a")).endswith(" ERROR [1.6] a.b: a")
+    assert json.loads(formatter("json", process="1.6").format(record("a")))["process"] == "1.6"
+    assert "process" not in json.loads(formatter("json").format(record("a")))

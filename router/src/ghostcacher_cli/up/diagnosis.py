@@ -29,6 +29,10 @@ _HINTS = (
     ),
     (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
     (r"No module named '?vllm", "vLLM is not installed in this environment: docs/getting-started.md says how"),
+    (
+        r"\b(?:LocalEntryNotFound|RepositoryNotFound|GatedRepo|OfflineModeIsEnabled)(?:Error)?:",
+        "the model cannot be had from Hugging Face: look at its name, the network, HF_TOKEN and HF_HUB_OFFLINE",
+    ),
     (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
     (
         r"larger than the available KV cache memory",

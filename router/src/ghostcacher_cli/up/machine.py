@@ -85,8 +85,8 @@ def require_memory(gib: float, what: str, advice: str) -> None:
     available = available_gib()
     if available is not None and available < gib:
         raise NotEnoughMemory(
-            f"memory: {what} needs about {gib:.1f} GiB, {available:.1f} GiB are available. Close other programs, or "
-            f"ask for less: {advice}"
+            f"memory: about {gib:.1f} GiB are needed for {what}, {available:.1f} GiB are available. Close other "
+            f"programs, or ask for less: {advice}"
         )
 
 
