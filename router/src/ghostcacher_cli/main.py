@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ghostcacher_cli.options import OptionParser
+from ghostcacher_cli.terminal.options import OptionParser
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.core.log_format import log_to_stderr

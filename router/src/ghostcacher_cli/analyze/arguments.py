@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ghostcacher_cli.analyze.policy_curves import LRU, POLICIES
 from ghostcacher_cli.analyze.worth import GIB, Assumptions, bytes_per_token_of
-from ghostcacher_cli.options import OptionParser
 from ghostcacher_cli.terminal.numbers import Number, Whole
+from ghostcacher_cli.terminal.options import OptionParser
 from ghostcacher_connector.core.errors import ConfigError
 
 PLOT_KINDS = (".png", ".svg")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ghostcacher_cli.options import OptionParser
 from ghostcacher_cli.simulate.fleets import FleetOptions, add_fleet, fleet_options
 from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
+from ghostcacher_cli.terminal.options import OptionParser
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import KINDS, Made, parse_made
 from ghostcacher_simulator.load.tenants import EXPECTED as WHO

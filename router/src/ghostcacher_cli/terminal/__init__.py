@@ -1,1 +1,1 @@
-"""What people see in a terminal: tables and bars as plain lines, a region that is overwritten, a full screen."""
+"""What people see in a terminal: plain tables and bars, a region that is overwritten, a full screen, refusals."""
