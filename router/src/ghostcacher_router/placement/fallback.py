@@ -57,31 +57,35 @@ class Fallback:
         now = self._clock()
         names = [worker.name for worker in workers]
         choice = _Choice(prompt.prefix_key, names, ranking.totals(), self._queues.occupied(names, now))
-        loads = choice.loads
-        owners = self._owners(prompt, ranking, choice, now)
+        total_ms, loads = choice.total_ms, choice.loads
+        least = total_ms.index(min(total_ms))
+        best = ranking.forecast_at(least)
+        owners = self._owners(prompt, ranking, choice, best, now)
         chosen, equal = choice.best_among(owners or range(len(names)))
         if loads[chosen] and not owners and sum(loads) + 1 >= ENOUGH * len(loads):
             idle = [place for place, load in enumerate(loads) if not load]
             if idle:
                 # It computes what others have, once; from then on it takes its share.
                 chosen, equal = choice.best_among(idle)
-        found = ranking.forecast_at(chosen)
+        found = best if chosen == least else ranking.forecast_at(chosen)
         if found.local_tokens:
             return found, Reason.MEMORY
         return found, Reason.HASH if equal > 1 else Reason.LEAST_LOAD
 
-    def _owners(self, prompt: Prompt, ranking: Ranking, choice: _Choice, now: float) -> list[int]:
+    def _owners(self, prompt: Prompt, ranking: Ranking, choice: _Choice, best: Forecast, now: float) -> list[int]:
         """Return the workers that are just computing much which others would compute again, if that is bearable.
 
         It is what ghost locks are where workers report: a burst of requests on one new document computes it once, as
-        far as its worker is not full.
+        far as its worker is not full. best: the least forecast.
         """
+        if best.computed_tokens < SPARED_TOKENS_MIN:
+            return []
         match = self._history.find(prompt, now)
         computing = () if match is None else {sent.worker for sent in match.holders if now < sent.computed_at}
         if not computing:
             return []
-        total_ms, loads = choice.total_ms, choice.loads
-        best, bound = ranking.forecast_at(total_ms.index(min(total_ms))), bound_of(loads)
+        loads = choice.loads
+        bound = bound_of(loads)
         owners = []
         for place, name in enumerate(choice.names):
             if name in computing and loads[place] < bound:

@@ -14,6 +14,7 @@ from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_caches import SentCaches
 from ghostcacher_router.signals.working_sets import capacity_tokens
+from ghostcacher_router.types import Prompt
 
 CAPACITY_PROMPTS = 16
 """Workers come and go seldom: what the fleet's caches hold is added up once in so many prompts."""
@@ -63,12 +64,19 @@ class HeardPrompts:
 
         digests: of its boundaries, those that the regret looks at, or more.
         """
-        regret = self._regret
-        regret.measure(boundaries, tokens)
+        self._measure(boundaries, tokens)
+        self._regret.note(digests, worker)
+
+    def note_sent(self, prompt: Prompt, tokens: int, worker: str) -> None:
+        """Note a prompt that this router has sent to a worker that tells nobody of it."""
+        self._measure(len(prompt.digests), tokens)
+        self._regret.set_aside(prompt.digests, worker)
+
+    def _measure(self, boundaries: int, tokens: int) -> None:
+        self._regret.measure(boundaries, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
-            regret.resize(sum(map(self._room_tokens, self._fleet.workers.values())))
+            self._regret.resize(sum(map(self._room_tokens, self._fleet.workers.values())))
         self._prompts += 1
-        regret.note(digests, worker)
 
     def _room_tokens(self, worker: WorkerPort) -> int:
         """Return how many tokens a worker's cache holds, as far as that is known: by what it reports, says or shows."""

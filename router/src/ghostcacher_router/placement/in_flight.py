@@ -147,7 +147,7 @@ class InFlightTracker:
             self._hot.note(prompt)
             if placed.ref is None:
                 # Of others their workers tell.
-                self._heard.note(prompt.digests, len(prompt.digests), placed.reservation.tokens, placed.worker)
+                self._heard.note_sent(prompt, placed.reservation.tokens, placed.worker)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:

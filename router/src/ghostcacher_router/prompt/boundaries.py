@@ -139,16 +139,21 @@ class Running:
 
         section_ends: places in the whole, each of them the end of a part.
         """
-        size, ends, digests = self.size, self._ends, self._digests
-        inner = [end for _, end in section_ends if end <= size]
-        new = [end for _, end in section_ends[len(inner) :]]
+        size = self.size
+        inner: list[int] = []
+        new: list[int] = []
+        for _, end in section_ends:
+            if end <= size:
+                inner.append(end)
+            else:
+                new.append(end)
         if part_ends:
             new += _part_boundaries(part_ends, self._last)
             new += self._grid(part_ends[-1])
         if len(new) > 1:
             new = sorted(set(new))
-        ends = ends + new
-        digests = digests + _digests(text, new, self._state.copy(), size)
+        ends = self._ends + new
+        digests = self._digests + _digests(text, new, self._state.copy(), size)
         for end in inner:
             place = bisect_left(ends, end)
             if place == len(ends) or ends[place] != end:

@@ -24,7 +24,7 @@ from ghostcacher_router.prompt.bodies import ABSENT, ChatBody
 from ghostcacher_router.prompt.boundaries import PromptText, Running, prefix_key, tools_tag_of
 from ghostcacher_router.prompt.canonical import Budget
 from ghostcacher_router.prompt.named_sections import named_section_types
-from ghostcacher_router.prompt.prompts import chat_preamble, role_of
+from ghostcacher_router.prompt.prompts import PLAIN_NODES, chat_preamble, is_plain, role_of
 from ghostcacher_router.types import Prompt
 
 PARTS_MAX = 1024
@@ -40,6 +40,7 @@ class ChatBegin:
     __slots__ = (
         "_drops_billing",
         "_front",
+        "_is_plain",
         "_lead",
         "_left",
         "_model",
@@ -66,7 +67,7 @@ class ChatBegin:
         self._model, self._system = chat.model, chat.system
         self._drops_billing = reading.drops_billing(chat.model)
         self._tools = _digests_of_tools(chat, reading)
-        self._preamble = text.preamble
+        self._preamble, self._is_plain = text.preamble, is_plain(chat)
         roles = [role_of(message) for message in chat.messages or ()]
         self._front, _ = turns_of(roles)
         self._roles: list[str | None] = []
@@ -127,26 +128,25 @@ class ChatBegin:
             or reading.drops_billing(chat.model) is not self._drops_billing
         ):
             return None
-        rest = messages[1:]
+        rest, running = messages[1:], self._running
         items, nodes = self._left
-        added = _plain(rest, self._size) if items >= len(rest) else None
+        added = _plain(rest, running.size) if items >= len(rest) else None
         if added is None:
             assembly = self._assembly(rest, reading)
             if assembly.is_divided:
                 return None
             nodes = assembly.nodes.left
-            added = assembly.joined, assembly.part_ends
-        roles = self._roles + [role_of(message) for message in rest]
+            added = assembly.joined, assembly.part_ends, [role_of(message) for message in rest]
+        text, part_ends, roles = added
+        roles = self._roles + roles
         front, _ = turns = turns_of(roles)
         if (
             (front != self._front and self._tools_tag is not None)
             or named_section_types(headers, chat.metadata, len(roles))
-            or chat_preamble(family, chat, Budget(nodes)) != self._preamble
+            or not self._begins_alike(family, chat, nodes)
             or _digests_of_tools(chat, reading) != self._tools
         ):
             return None
-        text, part_ends = added
-        running = self._running
         marks = _sections(roles, turns, running.part_ends + part_ends, self._lead, self._tools_end)
         ends, digests = running.boundaries(text, part_ends, marks)
         places = [(section, bisect_left(ends, end)) for section, end in marks]
@@ -157,27 +157,31 @@ class ChatBegin:
                 self._prefix_key = key
         return Prompt(ends, digests, places, key, None, with_tags(encode_ends(marks), tools=self._tools_tag))
 
-    @property
-    def _size(self) -> int:
-        return self._running.size
+    def _begins_alike(self, family: str, chat: ChatBody, nodes: int) -> bool:
+        """Say whether a body of this model has the same preamble. nodes: that may still be walked."""
+        if self._is_plain and nodes >= PLAIN_NODES and is_plain(chat):
+            return True
+        return chat_preamble(family, chat, Budget(nodes)) == self._preamble
 
     def _assembly(self, messages: Sequence[Any], reading: Reading) -> Assembly:
         """Return these messages, put together behind those that are known. Raises TooMuch and BadBody."""
         items, nodes = self._left
         reading = reading._replace(items_max=items, nodes_max=nodes)
-        assembly = Assembly(reading, self._model, size=self._size)
+        assembly = Assembly(reading, self._model, size=self._running.size)
         assembly.items.take(len(messages))
         for index, message in enumerate(messages, self.count):
             assembly.message(SectionType.TOOLS, message, f"messages[{index}]")
         return assembly
 
 
-def _plain(messages: Sequence[Any], size: int) -> tuple[bytes, list[int]] | None:
+def _plain(messages: Sequence[Any], size: int) -> tuple[bytes, list[int], list[str | None]] | None:
     """Return messages of a role and a text alone as an `Assembly` puts them together; None where there are others.
 
-    size: bytes of the prompt before them.
+    Returned are their text, where each of them ends in the prompt, and their roles. size: bytes of the prompt before.
     """
-    pieces, ends = [], []
+    pieces: list[bytes] = []
+    ends: list[int] = []
+    roles: list[str | None] = []
     for message in messages:
         if type(message) is not dict or len(message) != len(PLAIN):
             return None
@@ -188,7 +192,8 @@ def _plain(messages: Sequence[Any], size: int) -> tuple[bytes, list[int]] | None
         pieces.append(piece)
         size += len(piece)
         ends.append(size)
-    return b"".join(pieces), ends
+        roles.append(role)
+    return b"".join(pieces), ends, roles
 
 
 def _digests_of_tools(chat: ChatBody, reading: Reading) -> tuple[bytes | None, bytes | None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import sha256
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -37,7 +39,6 @@ from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, str
 from ghostcacher_router.prompt.transfers import transfer_in, transfer_in_raw
 from ghostcacher_router.types import Prompt, RequestShape
 
-SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
 NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
 SESSION_CHARS_MAX = 256
 """The longest name of a session that is kept; a longer one is replaced by its digest, so that two never become one."""
@@ -50,6 +51,8 @@ NOW_NODES_MAX = 16_384
 NOW_LENIENT_BYTES_MAX = 64 << 10
 """The longest body that is read at once as engines do, which may take 15 ms."""
 NOW = (NOW_ITEMS_MAX, NOW_NODES_MAX, NOW_LENIENT_BYTES_MAX)
+READINGS_MAX = 16
+"""Ways to read bodies at once that are remembered: one is in use, and others only while the fleet changes."""
 VALUES_MAX = 1 << 21
 """The most values of which objects are made: some 200 MB. Two million token ids are twice the longest prompts."""
 SHORT_BYTES = 4096
@@ -61,6 +64,9 @@ _completion = BodyDecoder(CompletionBody, {"prompt", "suffix", *PREAMBLE})
 _responses = BodyDecoder(ResponsesBody, {"input", "instructions", "tools", "prompt", *PREAMBLE})
 
 _known_chats = KnownChats()
+
+_session_names = attrgetter("session_id", "prompt_cache_key", "user", "metadata", "previous_response_id")
+_NO_NAMES = (None,) * 5
 
 PromptOf = Callable[[], PromptText | None]
 Read = tuple[Body, PromptOf]
@@ -102,12 +108,12 @@ def parse_now(
     path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int, billing_kept: frozenset[str | None] = frozenset()
 ) -> RequestShape | None:
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
-    if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _READERS or not is_form(headers)):
+    bare = path.partition("?")[0]
+    if len(body) > NOW_BYTES_MAX and (bare in _READERS or not is_form(headers)):
         return None
-    reading = Reading(seed, billing_kept, *NOW)
+    reading, family = _reading_now(seed, billing_kept), _CHATS.get(bare)
     try:
-        family = _CHATS.get(path.partition("?")[0])
-        if family is not None and len(body) <= NOW_BYTES_MAX:
+        if family is not None:
             return _chat_shape(family, body, headers, reading)
         return _parse(path, body, headers, reading)
     except (_PromptUnread, TakesLong):
@@ -139,6 +145,12 @@ def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> R
     """
     path, _, query = path.partition("?")
     return None if method == "POST" or path not in _READERS else _other(path, query, b"", headers, Reading(0))
+
+
+@lru_cache(READINGS_MAX)
+def _reading_now(seed: int, billing_kept: frozenset[str | None]) -> Reading:
+    """Return how bodies are read at once, which seldom changes."""
+    return Reading(seed, billing_kept, *NOW)
 
 
 class _PromptUnread(Exception):
@@ -293,35 +305,39 @@ def _tagged(shape: RequestShape, seed: int) -> RequestShape:
 
 def _head(body: Body, headers: Mapping[bytes, bytes], prompt: Prompt | None = None) -> RequestShape:
     """Return a body's shape with a prompt that was made of it."""
-    head = RequestShape(
+    needs_id, makes_id, keeps = None, False, False
+    if body.session_params is not None:
+        # What the blocks of a session's text are depends on what the session has heard before.
+        needs_id, prompt = id_of(body.session_params), None
+    if isinstance(body, ResponsesBody):
+        needs_id, makes_id, keeps = id_of(body.previous_response_id) or needs_id, True, body.store is not False
+    return RequestShape(
         body.model,
         body.stream is True,
-        # What the blocks of a session's text are depends on what the session has heard before.
-        prompt if body.session_params is None else None,
+        prompt,
         _header_session(headers) or _body_session(body),
-        priority=body.priority if type(body.priority) is int else None,
-        cache_salt=body.cache_salt if type(body.cache_salt) is str else None,
-        names_engine=transfer_in(body, headers),
+        needs_id,
+        makes_id,
+        keeps,
+        body.priority if type(body.priority) is int else None,
+        body.cache_salt if type(body.cache_salt) is str else None,
+        transfer_in(body, headers),
     )
-    needs_id = id_of(body.session_params)
-    if not isinstance(body, ResponsesBody):
-        return head if needs_id is None else head._replace(needs_id=needs_id)
-    needs_id = id_of(body.previous_response_id) or needs_id
-    return head._replace(needs_id=needs_id, makes_id=True, keeps=body.store is not False)
 
 
 def _header_session(headers: Mapping[bytes, bytes]) -> str | None:
-    for name in SESSION_HEADERS:
-        value = headers.get(name)
-        if value:
-            return _bounded(value.decode("latin-1"))
-    return None
+    value = headers.get(b"x-session-id") or headers.get(b"x-gc-session")
+    return _bounded(value.decode("latin-1")) if value else None
 
 
 def _body_session(body: Body) -> str | None:
     """Return the client's own name for the conversation, the most specific that it gives."""
-    user_id = body.metadata.get("user_id") if type(body.metadata) is dict else None
-    for name in (body.session_id, body.prompt_cache_key, body.user, user_id, body.previous_response_id):
+    names = _session_names(body)
+    if names == _NO_NAMES:
+        return None
+    session_id, cache_key, user, metadata, before = names
+    user_id = metadata.get("user_id") if type(metadata) is dict else None
+    for name in (session_id, cache_key, user, user_id, before):
         if type(name) is str and name:
             return _bounded(name)
     return None

@@ -36,7 +36,8 @@ MODEL_CHARS_MAX = 256
 """Of a model whose plain preamble is remembered."""
 PREAMBLES_MAX = 256
 """Of which so many are: a fleet serves a few models."""
-_PLAIN_NODES = 4
+PLAIN_NODES = 4
+"""Of the preamble of a body of which nothing but its model changes the first block."""
 _NOTHING = (None,) * len(PREAMBLE)
 _tools = CanonicalCache()
 _MESSAGE_ITEM = frozenset({"role", "content", "type", "id", "status"})
@@ -106,6 +107,11 @@ def chat_preamble(family: str, chat: ChatBody, nodes: Budget) -> bytes:
     return _preamble(family, chat, nodes, _without_tools(chat.tool_choice, chat.tools))
 
 
+def is_plain(chat: ChatBody) -> bool:
+    """Say whether nothing but the model of a chat changes its first block: its preamble is made of that alone."""
+    return preamble_values(chat) == _NOTHING and _without_tools(chat.tool_choice, chat.tools) is None
+
+
 def _add_tools(assembly: Assembly, param: str, raw: Raw, reading: Reading) -> None:
     if raw is ABSENT:
         return
@@ -168,11 +174,11 @@ def _preamble(family: str, body: Body, nodes: Budget, *more: Any) -> bytes:
         return canonical_json([family, body.model, *more, given], nodes)
     if more != (None,) or len(body.model or "") > MODEL_CHARS_MAX:
         return canonical_json([family, body.model, *more, None], nodes)
-    nodes.take(_PLAIN_NODES)
+    nodes.take(PLAIN_NODES)
     return _plain_preamble(family, body.model)
 
 
 @lru_cache(PREAMBLES_MAX)
 def _plain_preamble(family: str, model: str | None) -> bytes:
     """Return the preamble of a body of which nothing but its model changes the first block."""
-    return canonical_json([family, model, None, None], Budget(_PLAIN_NODES))
+    return canonical_json([family, model, None, None], Budget(PLAIN_NODES))

@@ -17,12 +17,13 @@ Only some boundaries are looked at, those with the smallest digests: equal text 
 sample tells of depths what the whole would, in a bounded size. (The idea is SHARDS, Waldspurger et al., FAST 2015.)
 A router that sees a part of all requests finds the same depths: its gaps are longer, and hold as much less. But it
 needs as much longer to find them, and meanwhile copies are made for nothing. So what counts is what workers tell
-everybody of the prompts that they receive; only of plain engines it is what the router itself has sent there.
+everybody of the prompts that they receive; only of plain engines it is what the router itself has sent there. Where
+all engines are plain nobody asks for the regret, so these prompts are set aside, and looked at when somebody does.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from ghostcacher_router.signals.working_sets import Home, WorkingSets
@@ -38,6 +39,9 @@ MEMORY = 2.0
 """The share is of the last boundaries that sank: of about so many times as there are in the deep part."""
 
 DIGEST_SPAN = 1 << 64
+
+ASIDE_MAX = 1 << 15
+"""Boundaries of all prompts that are set aside: 4 MiB. Looking at all of them takes some 20 ms."""
 
 
 class EvictionRegret:
@@ -56,6 +60,10 @@ class EvictionRegret:
         """Boundaries with smaller digests are looked at."""
         self._tokens_each = 0.0
         """Tokens for which a boundary in the stack stands."""
+        self._aside: deque[tuple[Sequence[bytes], str]] = deque()
+        """Prompts that are set aside, by their boundaries, and their workers; oldest first."""
+        self._aside_size = 0
+        """Their boundaries, in all."""
 
     def __repr__(self) -> str:
         return f"EvictionRegret({self.share:.2f}, top={len(self._top)}, deep={len(self._deep)})"
@@ -63,6 +71,8 @@ class EvictionRegret:
     @property
     def share(self) -> float:
         """Return which share of what is evicted next will be asked for again, in [0, 1]. 0 before anything sank."""
+        if self._aside:
+            self._look_at_aside()
         return self._came_back / self._sank if self._sank else 0.0
 
     @property
@@ -72,10 +82,14 @@ class EvictionRegret:
 
     def working_set_tokens(self, worker: str) -> float:
         """Return how many tokens have their home at a worker, weighted by how likely they are asked for again."""
+        if self._aside:
+            self._look_at_aside()
         return self._sets.size(worker) * self._tokens_each
 
     def home_tokens(self, digests: Sequence[bytes]) -> dict[str, float]:
         """Return how many tokens of a prompt are in the working set of each worker; those without any are absent."""
+        if self._aside:
+            self._look_at_aside()
         found: dict[str, float] = {}
         top, deep, below = self._top, self._deep, self._below
         for digest in [one for one in digests if one < below]:
@@ -101,11 +115,28 @@ class EvictionRegret:
         self._tokens += tokens
         self._boundaries += boundaries
 
+    def set_aside(self, digests: Sequence[bytes], worker: str) -> None:
+        """Note a prompt that a worker is sent once somebody asks, unless too many come until then. See `note`."""
+        self._aside.append((digests, worker))
+        self._aside_size += len(digests)
+        while self._aside_size > ASIDE_MAX:
+            self._aside_size -= len(self._aside.popleft()[0])
+
     def note(self, digests: Sequence[bytes], worker: str) -> None:
         """Note a prompt that a worker is sent.
 
         digests: at its boundaries, each of all text before it. They may be of any kind that is evenly distributed.
         """
+        if self._aside:
+            self._look_at_aside()
+        self._note(digests, worker)
+
+    def _look_at_aside(self) -> None:
+        aside, self._aside, self._aside_size = self._aside, deque(), 0
+        for digests, worker in aside:
+            self._note(digests, worker)
+
+    def _note(self, digests: Sequence[bytes], worker: str) -> None:
         if not self._top_max:
             return
         top, deep, below, sets = self._top, self._deep, self._below, self._sets
@@ -133,6 +164,8 @@ class EvictionRegret:
 
     def clear(self) -> None:
         """Forget the boundaries."""
+        self._aside.clear()
+        self._aside_size = 0
         self._top.clear()
         self._deep.clear()
         self._sets.clear()

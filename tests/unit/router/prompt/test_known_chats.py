@@ -291,6 +291,22 @@ def test_too_many_items_are_too_many_however_much_is_known(known: KnownChats) ->
         assert parse_now(CHAT, body_of([*asked, rest]), {}, SEED) is None
 
 
+def test_too_many_nodes_are_too_many_however_much_is_known(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preamble counts, too: a body has as many nodes as it has where nothing is known of it."""
+    for number in range(4):
+        read(shared(number))
+    are_read = set[bool]()
+    for count in range(parse.NOW_NODES_MAX - 12, parse.NOW_NODES_MAX):
+        body = body_of([said("system", SYSTEM), said("user", "q", x=[0] * count)])
+        assert begins_known(known, body) == 1
+        shape = parse_now(CHAT, body, {}, SEED)
+        with monkeypatch.context() as patch:
+            patch.setattr(parse, "_known_chats", KnownChats())
+            assert shape == parse_now(CHAT, body, {}, SEED)
+        are_read.add(shape is not None)
+    assert are_read == {True, False}
+
+
 def test_bodies_that_never_have_anything_in_common_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the first bytes are ever the same, messages are no longer looked for."""
     looked = []

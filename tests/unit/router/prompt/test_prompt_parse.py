@@ -191,6 +191,7 @@ def test_any_json_is_a_shape_or_bad_body(path: str, body: dict[str, Any]) -> Non
         ({"metadata": {"user_id": "a"}}, {}, "a"),
         ({"previous_response_id": "r"}, {}, "r"),
         ({"session_id": "s", "user": "u"}, {}, "s"),
+        ({"session_id": "s", "prompt_cache_key": "k"}, {}, "s"),
         ({"user": 5}, {}, None),
         ({"user": ""}, {b"x-session-id": b""}, None),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
+from ghostcacher_router.signals import eviction_regret
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import TOKEN_BYTES, text_of
@@ -116,3 +118,33 @@ def test_what_is_asked_for_twice_at_one_worker_counts_in_full_there() -> None:
     for _ in range(3):
         regret.note(document(1000).digests, "home")
         assert regret.working_set_tokens("home") / KIB_TOKENS == pytest.approx(DOCUMENT_KIB, rel=0.2)
+
+
+@pytest.mark.parametrize("ask", ["share", "working_set", "home", "note"])
+def test_prompts_set_aside_count_as_soon_as_somebody_asks(ask: str) -> None:
+    """Whatever is asked for says the same as if each prompt had been looked at when it was sent."""
+    prompts = at_random(40, 400)
+    noted, aside = (regret_of(prompts, 40 * DOCUMENT_KIB) for _ in range(2))
+    for prompt in prompts:
+        noted.note(prompt.digests, "plain")
+        aside.set_aside(prompt.digests, "plain")
+    asked: dict[str, Callable[[EvictionRegret], object]] = {
+        "share": lambda regret: regret.share,
+        "working_set": lambda regret: regret.working_set_tokens("plain"),
+        "home": lambda regret: regret.home_tokens(prompts[0].digests),
+        "note": lambda regret: (regret.note(document(99).digests, "w"), regret._sets.size("plain")),
+    }
+    assert asked[ask](aside) == asked[ask](noted)
+
+
+def test_of_many_prompts_set_aside_the_latest_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody asks for takes a bounded room; `clear` leaves nothing of it."""
+    monkeypatch.setattr(eviction_regret, "ASIDE_MAX", 4 * DOCUMENT_KIB)
+    regret = regret_of([document(0)], 40 * DOCUMENT_KIB)
+    for number in range(20):
+        regret.set_aside(document(number).digests, f"w{number}")
+    assert len(regret._aside) == 4
+    assert [number for number in range(20) if regret.working_set_tokens(f"w{number}")] == [16, 17, 18, 19]
+    regret.set_aside(document(0).digests, "gone")
+    regret.clear()
+    assert regret.working_set_tokens("gone") == 0.0
