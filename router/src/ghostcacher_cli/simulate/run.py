@@ -14,8 +14,8 @@ from ghostcacher_cli.simulate.results import LeastFound, report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
 from ghostcacher_cli.simulate.slo import PASSED_OVER, least_workers, serves
 from ghostcacher_cli.terminal.live import Live
-from ghostcacher_connector.core.errors import GhostCacherError
-from ghostcacher_simulator.load.generated import make_load
+from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_simulator.load.generated import KINDS, make_load
 from ghostcacher_simulator.load.requests import Load
 from ghostcacher_simulator.load.tenants import shared_out
 from ghostcacher_simulator.load.trace_files import read_trace
@@ -57,6 +57,8 @@ def load_of(options: LoadOptions) -> Load:
     if options.made is not None:
         return make_load(options.made, seed=options.seed, block_tokens=options.block_tokens, speed=options.speed)
     assert options.trace is not None
+    if not options.trace.exists():
+        raise ConfigError(f"LOAD: expected a file, or one of {', '.join(KINDS)}; there is no file {options.trace}")
     return read_trace(
         options.trace,
         first=options.first,

@@ -95,3 +95,9 @@ def test_goal_that_no_fleet_keeps_is_told_with_what_the_largest_has() -> None:
     report = report_of(load_of(options.load), options.fleet, runs, [least])
     said = f"(with 3: itl-p50 {found.itl.p50_s:.3g} s)"
     assert f"no fleet of up to 3 workers is enough for itl-p50 of at most 0.01 s {said}" in report_lines(report)[2]
+
+
+def test_load_that_is_neither_a_file_nor_a_kind_is_refused_with_both() -> None:
+    """A kind with a typing error is no file that is missing."""
+    with pytest.raises(ConfigError, match=r"LOAD: expected a file, or one of documents, .*no file chats:rate=3"):
+        load_of(parse(["chats:rate=3"]).load)
