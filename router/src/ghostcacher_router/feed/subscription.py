@@ -48,7 +48,7 @@ class Subscription:
         except (OSError, TimeoutError) as exc:
             logger.debug("no feed: %r", exc)
             return None
-        first = await self.next()
+        first = await self._next("tells nothing yet", logging.DEBUG)
         if first is None:
             return None
         logger.info("%s tells what routers and workers publish", self._path.name)
@@ -56,6 +56,10 @@ class Subscription:
 
     async def next(self) -> Folded | None:
         """Wait for the next message, and return it; None when the feed is lost."""
+        return await self._next("tells no more", logging.INFO)
+
+    async def _next(self, lost: str, level: int) -> Folded | None:
+        """lost, level: what is logged, and how, when there is none."""
         if self._reader is None:
             return None
         try:
@@ -65,7 +69,8 @@ class Subscription:
                     raise EOFError(f"expected at most {MESSAGE_BYTES_MAX} bytes, got {size}")
                 return decode_folded(await self._reader.readexactly(size))
         except (OSError, EOFError, TimeoutError, msgspec.MsgspecError) as exc:
-            logger.info("%s tells no more: %r", self._path.name, exc)
+            why = "it has closed the connection" if isinstance(exc, asyncio.IncompleteReadError) else repr(exc)
+            logger.log(level, "%s %s: %s", self._path.name, lost, why)
         self.leave()
         return None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.feed import server as server_module
 from ghostcacher_router.feed import subscription as subscription_module
-from ghostcacher_router.feed.messages import SIZE
+from ghostcacher_router.feed.messages import SIZE, Folded, framed
 from ghostcacher_router.feed.server import FeedServer
 from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_simulator.text import text_of
@@ -184,6 +186,29 @@ async def test_feed_that_tells_what_is_no_message_is_left(tmp_path: Path, said: 
     assert await subscription.join() is None
     assert repr(subscription) == "Subscription(feed, joined=False)"
     assert await subscription.next() is None
+    server.close()
+
+
+@on_loop
+async def test_log_says_when_a_feed_begins_and_ends_to_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A feed that has just started closes what comes: nothing is lost by that, and nothing is said of it."""
+    answers = iter([b"", framed(Folded(*MemoryCoordinationStore().start_cursor()))])
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(next(answers))
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, tmp_path / "feed")
+    subscription = Subscription(tmp_path / "feed", count(0.0, 10.0).__next__)
+    caplog.set_level(logging.INFO)
+    assert await subscription.join() is None
+    assert caplog.messages == []
+    assert await subscription.join() is not None
+    assert await subscription.next() is None
+    assert caplog.messages == [
+        "feed tells what routers and workers publish",
+        "feed tells no more: it has closed the connection",
+    ]
     server.close()
 
 
