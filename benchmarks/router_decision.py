@@ -75,6 +75,7 @@ class Fleet:
         listed = [ReadyWorker(record_of(number, 1000 + number), 1000 + number) for number in range(count)]
         self.listed: Sequence[ReadyWorker] = listed
         self.workers: Mapping[str, ReadyWorker] = {worker.name: worker for worker in listed}
+        self._reported: Callable[[Sequence[ReadyWorker]], None] = lambda _: None
 
     def serving(self, model: str | None) -> Sequence[ReadyWorker]:  # noqa: ARG002 - one model
         return self.listed
@@ -98,6 +99,15 @@ class Fleet:
 
     def when_down(self, tell: Callable[[str], None]) -> None:
         """Nobody goes down."""
+
+    def when_reported(self, tell: Callable[[Sequence[ReadyWorker]], None]) -> None:
+        self._reported = tell
+
+    def report(self) -> None:
+        """Have every worker report anew."""
+        for worker in self.listed:
+            worker.report()
+        self._reported(self.listed)
 
     def answered(self, name: str) -> None:
         """Nobody watches the health of these."""
@@ -151,8 +161,7 @@ class Bench:
             if forget:
                 self.routing.state.locations.clear()
             if number % REPORT_DECISIONS == 0:
-                for worker in self._fleet.listed:
-                    worker.report()
+                self._fleet.report()
             began = time.perf_counter()
             shape = parse_now(PATH, body, {}, SEED)
             assert shape is not None

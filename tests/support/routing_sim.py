@@ -128,6 +128,7 @@ class SimFleet:
         self._down: set[str] = set()
         self._when_down: list[Callable[[str], None]] = []
         self._serving: list[Worker] | None = None
+        self.reported: Callable[[Sequence[Worker]], None] = lambda _: None
 
     def serving(self, model: str | None) -> list[Worker]:
         if model not in (None, "m"):
@@ -176,6 +177,9 @@ class SimFleet:
 
     def when_down(self, tell: Callable[[str], None]) -> None:
         self._when_down.append(tell)
+
+    def when_reported(self, tell: Callable[[Sequence[Worker]], None]) -> None:
+        self.reported = tell
 
     def changed(self) -> None:
         """Note that a worker is another one, or in another state."""
@@ -338,6 +342,8 @@ class Sim:
         while True:
             for engine in self.engines.values():
                 engine.report()
+            for router in self.routers:
+                router.fleet.reported([engine.worker for engine in self.engines.values()])
             await asyncio.sleep(REPORT_S)
 
 

@@ -133,6 +133,9 @@ class FleetPort(WorkersPort, Protocol):
     def when_down(self, tell: Callable[[str], None]) -> None:
         """Have a function called with the name of each worker that becomes DOWN: its memory is likely gone."""
 
+    def when_reported(self, tell: Callable[[Sequence[WorkerPort]], None]) -> None:
+        """Have a function called with workers that have another load, as soon as that is known; some at a time."""
+
 
 class KnownPort(Protocol):
     """A boundary of a prompt whose blocks are known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -48,6 +48,7 @@ class Fleet:
             )
             worker.state = WorkerState.READY
             self.workers[name] = worker
+        self._reported: Callable[[Sequence[Worker]], None] = lambda _: None
         self._all = list(self.workers.values())
 
     def serving(self, model: str | None) -> list[Worker]:
@@ -74,6 +75,9 @@ class Fleet:
     def when_down(self, tell: Callable[[str], None]) -> None:
         """Nobody goes down."""
 
+    def when_reported(self, tell: Callable[[Sequence[Worker]], None]) -> None:
+        self._reported = tell
+
     models_may_be_old = False
 
     async def refresh_models(self) -> None: ...
@@ -98,6 +102,7 @@ class Fleet:
         )
         for worker in self._all:
             worker.load, worker.load_measured_at = StampedLoad(0.0, load), time.monotonic()
+        self._reported(self._all)
 
 
 class Router:

@@ -246,6 +246,10 @@ class Fleet:
         """Have a function called with the name of each worker that becomes DOWN."""
         self._when_down.append(tell)
 
+    def when_reported(self, tell: Callable[[Sequence[Worker]], None]) -> None:
+        """Have a function called with workers that have another load, some at a time. There is one such function."""
+        self._discovery.on_reports = tell
+
     def when_changed(self, tell: Callable[[], None]) -> None:
         """Have a function called when loads were read, and when other workers serve a model, or it may be others."""
         self._when_changed.append(tell)

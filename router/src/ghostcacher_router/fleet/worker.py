@@ -162,11 +162,13 @@ class Worker:
         self.adapters = frozenset(str(model["id"]) for model in models if isinstance(model.get("parent"), str))
         return changed
 
-    def take_load(self, load: StampedLoad | None, store_now: float, now: float) -> None:
-        """Note the load that the store has of it, if it is a new one. store_now: the store's time, s."""
-        if load is not None and (self.load is None or load.at != self.load.at):
-            self.load = load
-            self.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
+    def take_load(self, load: StampedLoad | None, store_now: float, now: float) -> bool:
+        """Note the load that the store has of it; return whether that is a new one. store_now: the store's time, s."""
+        if load is None or (self.load is not None and load.at == self.load.at):
+            return False
+        self.load = load
+        self.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
+        return True
 
     def inherit(self, other: Worker) -> None:
         """Take over what is known of the same server under another name: its health and models, but not a drain."""

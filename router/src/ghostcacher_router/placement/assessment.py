@@ -140,6 +140,7 @@ class Assessor:
         self._sent_caches, self._regret, self._several = state.sent_caches, state.regret, state.several
         self._adapters = state.adapters
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
+        dependencies.fleet.when_reported(lambda workers: state.queues.take_reports(workers, dependencies.clock()))
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
     def hands_over(self, model: str | None) -> bool:
@@ -190,12 +191,13 @@ class Assessor:
             match = self._match(match.prompt, candidates, self._clock(), may_look_up=False)
         assert not isinstance(match, LookupNeeded)
         assessment = self._assessment(candidates, match, self._clock())
-        rows = []
+        rows, queues = [], assessment.queues
+        priced = assessment.match is not None and queues.reported
+        prices = queues.share_prices(assessment.now) if priced else None
         for place, worker in enumerate(candidates.workers):
             cost, reported = assessment.forecast_at(place), assessment.estimate_at(place).reported
-            if assessment.match is not None and assessment.queues.reported:
-                prices = assessment.queues.share_prices(assessment.now, place)
-                price_ms = 0.0 if prices is None else float(prices[place])
+            if prices is not None:
+                price_ms = float(prices[place])
                 cost = cost._replace(total_ms=cost.total_ms + price_ms, others_ms=cost.others_ms + price_ms)
             terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": reported}
             terms["in_flight"] = self._queues.in_flight(worker.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
-from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
@@ -47,6 +47,8 @@ class _Queue(Protocol):
     """The requests at a worker."""
 
     @property
+    def load(self) -> StampedLoad | None: ...
+    @property
     def unreported(self) -> Collection[Reservation]: ...
     def batch(self, load: LoadReport | None) -> int: ...
 
@@ -67,16 +69,16 @@ def rates_of(worker: WorkerPort, speeds: EngineSpeeds) -> Rates:
     return Rates(ms_per_token, decode_request_ms, free, pull_fixed_ms, pull_ms_per_token, capacity, worker.record)
 
 
-def engine_of(queue: _Queue, worker: WorkerPort, rates: Rates, answer_tokens: float, *, fresh: bool) -> Engine:
-    """Return how fast a worker is with the requests that it has now.
+def engine_of(queue: _Queue, worker: str, rates: Rates, answer_tokens: float, *, fresh: bool) -> Engine:
+    """Return how fast a worker is with the requests that it has now. queue: its own.
 
     answer_tokens: the expected length of an answer. fresh: whether the worker's load report counts.
     """
     ms_per_token, decode_request_ms, free, pull_fixed_ms, pull_ms_per_token, _, _ = rates
-    step_ms = queue.batch(worker.load.load if fresh and worker.load is not None else None) * decode_request_ms
+    step_ms = queue.batch(queue.load.load if fresh and queue.load is not None else None) * decode_request_ms
     decode_ms = DECODE_WEIGHT * answer_tokens * step_ms
     if not fresh:
         free = None
     elif free is not None:
         free = max(0, free - sum([one.tokens for one in queue.unreported]))
-    return _new(Engine, (worker.name, ms_per_token, step_ms, decode_ms, free, pull_fixed_ms, pull_ms_per_token))
+    return _new(Engine, (worker, ms_per_token, step_ms, decode_ms, free, pull_fixed_ms, pull_ms_per_token))

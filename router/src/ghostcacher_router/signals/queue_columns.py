@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from math import inf
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.fair_shares import price_column, prices
 from ghostcacher_router.signals.ttft_forecast import EngineColumns
 from ghostcacher_router.signals.worker_queue import RECENT_HALF_LIFE_S, QueueEstimate, WorkerQueue, faded
-from ghostcacher_router.signals.working_sets import reported_capacity
 
 Column = npt.NDArray[np.float64]
 
@@ -42,17 +42,20 @@ _COLUMNS = _ENGINE + len(EngineColumns._fields)
 class ListedQueues:
     """The queues of a list of workers, which stays as it is."""
 
-    __slots__ = ("_capacity_min", "_slots", "loads", "places", "queues", "workers")
+    __slots__ = ("_slots", "capacity_min", "places", "queues", "received_from", "reports", "workers")
 
     def __init__(self, workers: Sequence[WorkerPort], queues: Sequence[WorkerQueue]) -> None:
         """queues: of each of the workers."""
         self.workers, self.queues = workers, queues
-        self.loads: Sequence[object] = ()
-        """The load reports that were seen last, to recognise new ones."""
         self.places: Mapping[str, int] = {worker.name: place for place, worker in enumerate(workers)}
         """Worker -> its place in the list."""
         self._slots: slice | npt.NDArray[np.intp] | None = None
-        self._capacity_min: float | None = None
+        self.reports = -1
+        """How many reports of any workers had been taken in when what follows was found."""
+        self.capacity_min: float | None = None
+        """The least tokens that one of the workers' caches holds; None before anybody has asked."""
+        self.received_from: float | None = None
+        """When the oldest of the workers' last reports came; loop clock, s. None before anybody has asked."""
 
     @property
     def slots(self) -> slice | npt.NDArray[np.intp]:
@@ -65,21 +68,10 @@ class ListedQueues:
                 self._slots = slice(slots[0], slots[0] + len(slots))
         return self._slots
 
-    @property
-    def capacity_min(self) -> float:
-        """Return the least tokens that one of the workers' caches holds, as their last reports say."""
-        if self._capacity_min is None:
-            self._capacity_min = float(min([reported_capacity(worker) for worker in self.workers]))
-        return self._capacity_min
-
-    def told(self) -> Sequence[tuple[WorkerPort, WorkerQueue]]:
-        """Return the workers with a load report that their queues do not know yet."""
-        loads = [worker.load for worker in self.workers]
-        if loads == self.loads:
-            return ()
-        self.loads, self._capacity_min = loads, None
-        pairs = zip(self.workers, self.queues, strict=True)
-        return [(worker, queue) for worker, queue in pairs if worker.load is not queue.load]
+    def renew(self, reports: int) -> None:
+        """Forget what a report may have changed. reports: how many have been taken in, of any workers."""
+        if self.reports != reports:
+            self.reports, self.capacity_min, self.received_from = reports, None, None
 
 
 class QueueList(NamedTuple):
@@ -98,19 +90,22 @@ class QueueList(NamedTuple):
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
         return [found.capacity for found in self.estimates]
 
-    def share_prices(self, now: float, place: int) -> Sequence[float] | None:
+    def share_prices(self, now: float, place: int | None = None) -> Sequence[float] | None:
         """Return the price of sending each worker one more request, by its share of those of late: fair_shares.py.
 
-        None when the worker at a place of the list has no price.
+        place: None is returned when the worker at this place of the list has no price.
         """
         recent = [queue.recent_requests(now) for queue in self.listed.queues]
         found = prices(recent, [1.0 / one.engine.ms_per_token for one in self.estimates])
-        return found if found[place] else None
+        return found if place is None or found[place] else None
 
     @property
     def capacity_min(self) -> float:
         """Return the least of these."""
-        return self.listed.capacity_min
+        known = self.listed.capacity_min
+        if known is None:
+            known = self.listed.capacity_min = float(min(self.capacities()))
+        return known
 
     @property
     def delayed(self) -> float:
@@ -127,8 +122,8 @@ class QueueView(NamedTuple):
     estimate: Callable[[WorkerPort, float], QueueEstimate]
     queue_ms: Column
     """Prefill time of everything that is ahead."""
-    link_ms: Column
-    """Time until the pulls that are ahead are done."""
+    link_ms: Column | float
+    """Time until the pulls that are ahead are done; 0.0 where there is none."""
     prefilling: Column
     """Requests that wait for their first token there."""
     capacity: Column
@@ -148,17 +143,20 @@ class QueueView(NamedTuple):
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
         return [float(tokens) for tokens in self.capacity]
 
-    def share_prices(self, now: float, place: int) -> Column | None:
+    def share_prices(self, now: float, place: int | None = None) -> Column | None:
         """Return the price of sending each worker one more request, by its share of those of late: fair_shares.py.
 
-        None when the worker at a place of the list has no price.
+        place: None is returned when the worker at this place of the list has no price.
         """
         return price_column(self.recent * faded(self.recent_at, now), self.speeds, place)
 
     @property
     def capacity_min(self) -> float:
         """Return the least of these."""
-        return float(self.capacity.min())
+        known = self.listed.capacity_min
+        if known is None:
+            known = self.listed.capacity_min = float(self.capacity.min())
+        return known
 
     @property
     def delayed(self) -> float:
@@ -198,8 +196,11 @@ class QueueColumns:
         self._lists.clear()
         self._last = None
 
-    def listed(self, workers: Sequence[WorkerPort], queue_of: Callable[[str], WorkerQueue]) -> ListedQueues:
-        """Return the queues of a list of workers, which is not changed after this."""
+    def listed(self, workers: Sequence[WorkerPort], queue_of: Callable[[WorkerPort], WorkerQueue]) -> ListedQueues:
+        """Return the queues of a list of workers, which is not changed after this.
+
+        queue_of: called with each worker of a list that is new here.
+        """
         known = self._last
         if known is not None and known.workers is workers:
             return known
@@ -208,9 +209,7 @@ class QueueColumns:
             self._lists.move_to_end(id(workers))
             self._last = known
             return known
-        queues = [queue_of(worker.name) for worker in workers]
-        for worker, queue in zip(workers, queues, strict=True):
-            queue.worker = worker
+        queues = [queue_of(worker) for worker in workers]
         found = self._last = self._lists[id(workers)] = ListedQueues(workers, queues)
         while len(self._lists) > LISTS_MAX:
             self._lists.popitem(last=False)
@@ -228,9 +227,11 @@ class QueueColumns:
             for queue in queues:
                 self._values[:, queue.slot] = self._row(queue)
         else:
-            # All workers may have reported: by itself a slot takes three times as long.
+            # All workers may have reported: by itself a slot takes twice as long.
             slots = [queue.slot for queue in queues]
-            self._values[:, slots] = np.array([self._row(queue) for queue in queues]).T
+            numbers = chain.from_iterable(map(self._row, queues))
+            rows = np.fromiter(numbers, np.float64, _COLUMNS * len(queues)).reshape(-1, _COLUMNS)
+            self._values[:, slots] = rows.T
 
     def _row(self, queue: WorkerQueue) -> tuple[float, ...]:
         """Return what is in the columns of a queue, whose estimate this is from now on."""
@@ -265,14 +266,16 @@ class QueueColumns:
         estimate: returns the queue of one worker; asked where no fresh report is there.
         """
         values = self._values[:, listed.slots]
-        fresh = now - values[_RECEIVED_AT] <= stale_s
+        if listed.received_from is None:
+            listed.received_from = float(values[_RECEIVED_AT].min())
         queue_ms = np.minimum(values[_TRUSTED_UNTIL], now)
         np.subtract(values[_BUSY_UNTIL], queue_ms, out=queue_ms)
         queue_ms *= 1e3
         np.maximum(queue_ms, 0.0, out=queue_ms)
         queue_ms += values[_FAILED_MS]
         reported = True
-        if not fresh.all():
+        if now - listed.received_from > stale_s:
+            fresh = now - values[_RECEIVED_AT] <= stale_s
             reported = bool(fresh.any())
             for place in (~fresh).nonzero()[0].tolist():
                 queue, found = listed.queues[place], estimate(listed.workers[place], now)
@@ -280,8 +283,9 @@ class QueueColumns:
                 if queue.written is not found:
                     self.write([queue])
             values = self._values[:, listed.slots]
-        link_ms = np.minimum((values[_PULLING_UNTIL] - now) * 1e3, values[_PULLS_MS])
-        np.maximum(link_ms, 0.0, out=link_ms)
+        link_ms: Column | float = 0.0
+        if np.count_nonzero(values[_PULLS_MS]):
+            link_ms = np.maximum(np.minimum((values[_PULLING_UNTIL] - now) * 1e3, values[_PULLS_MS]), 0.0)
         engines = EngineColumns(*values[_ENGINE:])
         return QueueView(
             listed,

@@ -18,7 +18,7 @@ A request that failed keeps its place for as long as one that is answered: a wor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isclose
 
 from ghostcacher_router.ports import WorkerPort
@@ -73,6 +73,8 @@ class QueueEstimator:
         """Of the speeds that all columns were written with."""
         self._changed: set[WorkerQueue] = set()
         """Queues that are dirty: their slots in the columns have to be written anew."""
+        self._reports = 0
+        """How many reports have been taken in."""
         self._failing: set[WorkerQueue] = set()
         """Queues in which requests that failed are counted."""
         self._speeds = EngineSpeeds()
@@ -212,45 +214,51 @@ class QueueEstimator:
     def estimate(self, worker: WorkerPort, now: float) -> QueueEstimate:
         """Return what a request would find at a worker now."""
         queue = self._queues.get(worker.name) or self._queue(worker.name)
-        queue.worker, load = worker, worker.load
-        if load is not queue.load:
+        if queue.worker is not worker or worker.load is not queue.load:
             self._take_report(queue, worker)
-        fresh = load is not None and now - queue.received_at <= STALE_S
         if queue.failed:
             self._drop_failed(queue, now)
-        found = queue.estimate
-        if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
-            found = self._renew_estimate(queue, worker, fresh)
+        found = self._renewed(queue, now)
         _pass_time(queue, found, now)
         return found
+
+    def take_reports(self, workers: Iterable[WorkerPort], now: float) -> None:
+        """Take in what workers have reported since the last time: when it comes, so that no request has to do it."""
+        for worker in workers:
+            queue = self._queues.get(worker.name)
+            if queue is not None and worker.load is not queue.load:
+                self._take_report(queue, worker)
+        if len(self._queues) > FEW:
+            self._write_columns(now)
 
     def at(self, workers: Sequence[WorkerPort], now: float) -> Queues:
         """Return what a request would find at each of some workers now: what `estimate` says of each.
 
-        workers: at least one; the list is not changed after this.
+        workers: at least one; the list is not changed after this. Their reports have been taken in.
         """
-        listed = self._columns.listed(workers, self._queue)
-        for worker, queue in listed.told():
-            self._take_report(queue, worker)
+        listed = self._columns.listed(workers, self._queue_of)
+        listed.renew(self._reports)
         if self._failing:
             for queue in list(self._failing):
                 self._drop_failed(queue, now)
         if len(workers) <= FEW:
             return self._few(listed, now)
-        self._columns.begin(now)
-        while self._changed or self._columns_version != self._speeds.version:
-            changed = self._changed
-            if self._columns_version != self._speeds.version:
-                # What one worker tells of its speed may change what another one is taken for.
-                self._columns_version, changed = self._speeds.version, set(self._queues.values())
-            self._changed = set()
-            estimated = []
-            for queue in changed:
-                if queue.worker is not None:
-                    self.estimate(queue.worker, now)
-                    estimated.append(queue)
-            self._columns.write(estimated)
+        self._write_columns(now)
         return self._columns.view(listed, now, STALE_S, self.estimate)
+
+    def _write_columns(self, now: float) -> None:
+        """Write the columns of all queues that have changed."""
+        self._columns.begin(now)
+        changed: Collection[WorkerQueue] = self._changed
+        if self._columns_version != self._speeds.version:
+            # What one worker tells of its speed may change what another one is taken for.
+            self._columns_version, changed = self._speeds.version, self._queues.values()
+        if changed:
+            known = [queue for queue in changed if queue.worker is not None]
+            for queue in known:
+                self._renewed(queue, now)
+            self._columns.write(known)
+            self._changed.clear()
 
     def _few(self, listed: ListedQueues, now: float) -> QueueList:
         """Return the estimate of each worker of a list, all of whose reports are taken."""
@@ -313,6 +321,13 @@ class QueueEstimator:
             self._changed.add(queue)
         return queue
 
+    def _queue_of(self, worker: WorkerPort) -> WorkerQueue:
+        """Return a worker's queue, which is its own from now on and has taken in what it reported before."""
+        queue = self._queue(worker.name)
+        if queue.worker is not worker or worker.load is not queue.load:
+            self._take_report(queue, worker)
+        return queue
+
     def _touch(self, queue: WorkerQueue) -> None:
         queue.dirty = True
         self._changed.add(queue)
@@ -324,7 +339,12 @@ class QueueEstimator:
             self._failing.discard(queue)
 
     def _take_report(self, queue: WorkerQueue, worker: WorkerPort) -> None:
+        """Take in what a worker reports now; queue: its own, of which this is the worker from now on."""
         self._touch(queue)
+        self._reports += 1
+        queue.worker = worker
+        if worker.load is queue.load:
+            return
         queue.load, queue.ended, queue.rates = worker.load, 0, None
         queue.measured_at = queue.received_at = worker.load_measured_at
         if worker.load is not None:
@@ -335,16 +355,24 @@ class QueueEstimator:
             if arrived < queue.measured_at:
                 del queue.unreported[reservation]
 
-    def _renew_estimate(self, queue: WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
-        rates, version = queue.rates, self._speeds.version
+    def _renewed(self, queue: WorkerQueue, now: float) -> QueueEstimate:
+        """Return the estimate of a queue, made anew if need be, but for what passing time alone changes."""
+        found, fresh = queue.estimate, queue.load is not None and now - queue.received_at <= STALE_S
+        if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
+            return self._renew_estimate(queue, fresh)
+        return found
+
+    def _renew_estimate(self, queue: WorkerQueue, fresh: bool) -> QueueEstimate:
+        worker, rates, version = queue.worker, queue.rates, self._speeds.version
+        assert worker is not None, "nobody has asked for it"
         if rates is None or queue.speeds_version != version or rates.record is not worker.record:
             rates = queue.rates = rates_of(worker, self._speeds)
-        engine = engine_of(queue, worker, rates, self._speeds.answer_tokens, fresh=fresh)
+        engine = engine_of(queue, worker.name, rates, self._speeds.answer_tokens, fresh=fresh)
         queue.estimate = found = QueueEstimate(engine, 0.0, fresh, rates.capacity)
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
         queue.dirty, queue.speeds_version = False, version
-        if worker.load is not None:
-            load, trusted_from, ms_per_token = worker.load.load, queue.measured_at, engine.ms_per_token
+        if queue.load is not None:
+            load, trusted_from, ms_per_token = queue.load.load, queue.measured_at, engine.ms_per_token
             prefilling = [one for one in queue.unreported if one.prefilling]
             if prefilling and not (load.running or load.waiting or load.waiting_tokens):
                 # Until the first of these it had nothing to go on with, so its silence says nothing.

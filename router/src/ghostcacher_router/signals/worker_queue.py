@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_rates import Rates
 from ghostcacher_router.signals.reservation import Reservation
@@ -109,8 +109,8 @@ class WorkerQueue:
         """How long the pulls take of all reservations that are still prefilling."""
         self.pulling_until = 0.0
         """When these are done, one after the other; loop clock, s."""
-        self.load: object = None
-        """The last load report, to recognise a new one."""
+        self.load: StampedLoad | None = None
+        """The last load report that was taken in."""
         self.measured_at = self.received_at = 0.0
         """When the last load report was measured, and when it came; loop clock, s."""
         self.rates: Rates | None = None

@@ -24,6 +24,7 @@ class FleetView:
         self._workers = {worker.name: worker.worker for worker in workers}
         self._down = {worker.name for worker in workers if worker.dead}
         self._when_down: list[Callable[[str], None]] = []
+        self._when_reported: Callable[[Sequence[Worker]], None] = lambda _: None
         self._clock = clock
         self._outliers = Outliers(FleetOptions(), clock, count=lambda *_: None, changed=self._changed)
         self._serving: list[Worker] | None = None
@@ -97,8 +98,12 @@ class FleetView:
     def when_down(self, tell: Callable[[str], None]) -> None:
         self._when_down.append(tell)
 
+    def when_reported(self, tell: Callable[[Sequence[Worker]], None]) -> None:
+        self._when_reported = tell
+
     def reported(self) -> None:
         """Note that workers have reported their load."""
+        self._when_reported(list(self._workers.values()))
         self.when_changed()
 
     def _changed(self) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_router.fleet import discovery
 from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.signals.queue_estimate import PROGRESS_MAX_S, QueueEstimator
 from tests.support.coordination_parts import make_load
@@ -43,14 +47,14 @@ class Bench:
     def __init__(self) -> None:
         self.clock, self.queues = FakeClock(), QueueEstimator()
         self.record = make_record("w")
-        self.store, index = MemoryCoordinationStore(clock=self.clock), MemoryIndex(clock=self.clock)
-        index.join(self.record, lease_ttl_s=1e6)
+        self.store, self.index = MemoryCoordinationStore(clock=self.clock), MemoryIndex(clock=self.clock)
+        self.index.join(self.record, lease_ttl_s=1e6)
         self.store.heartbeat("router-1", ttl_s=1e6)
         self.reporter = Reporter(
             self.store, ref_of(self.record), Recorder(), interval_s=0.2, applied=lambda _: True, clock=self.clock
         )
         self.fleet = Fleet(
-            metrics=RouterMetrics(), index=index, store=self.store, prober=SilentProber(), clock=self.clock
+            metrics=RouterMetrics(), index=self.index, store=self.store, prober=SilentProber(), clock=self.clock
         )
 
     async def run(self, seconds: float) -> None:
@@ -105,6 +109,43 @@ def test_whoever_waits_for_room_is_told_of_loads_and_of_workers() -> None:
         bench.store.reachable = False
         await bench.fleet._discovery.read_loads()
         assert len(told) == 3
+        await bench.fleet.stop()
+
+    asyncio.run(main())
+
+
+def test_queues_are_told_of_new_loads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few at a time, so that other tasks get their turn between, and before whoever waits for room."""
+    monkeypatch.setattr(discovery, "LOADS_AT_ONCE", 2)
+
+    async def main() -> None:
+        bench = Bench()
+        refs = [ref_of(bench.record)]
+        for name in ("x", "y"):
+            record = replace(make_record(name), http=f"http://{name}:8000")
+            bench.index.join(record, lease_ttl_s=1e6)
+            refs.append(ref_of(record))
+        told: list[list[str]] = []
+
+        def reported(workers: Sequence[Worker]) -> None:
+            told.append(sorted(worker.name for worker in workers))
+            asyncio.get_running_loop().call_soon(told.append, ["another task"])
+
+        bench.fleet.when_reported(reported)
+        bench.fleet.when_changed(lambda: told.append(["changed"]))
+        await bench.fleet._discovery.find_workers()
+        for ref in refs:
+            bench.store.publish(ref, make_load(1), [], [], ttl_s=1e6)
+        del told[:]
+        await bench.fleet._discovery.read_loads()
+        first, _, second, _, last = told
+        assert (len(first), len(second), sorted(first + second), last) == (2, 1, ["w", "x", "y"], ["changed"])
+        assert told[1] == told[3] == ["another task"]
+        del told[:]
+        bench.clock.advance(0.1)
+        bench.store.publish(refs[1], make_load(2), [], [], ttl_s=1e6)
+        await bench.fleet._discovery.read_loads()
+        assert [names for names in told if names and names != ["another task"]] == [["x"], ["changed"]]
         await bench.fleet.stop()
 
     asyncio.run(main())

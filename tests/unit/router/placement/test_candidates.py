@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import pytest
@@ -57,6 +57,8 @@ class Fleet:
     def answered(self, name: str) -> None: ...
 
     def when_down(self, tell: Callable[[str], None]) -> None: ...
+
+    def when_reported(self, tell: Callable[[Sequence[Worker]], None]) -> None: ...
 
 
 def no_objects() -> StoredObjects:

@@ -44,3 +44,6 @@ def test_columns_say_the_same(counts: list[tuple[float, float]]) -> None:
             assert price == pytest.approx(0.0, abs=1e-6)
         else:
             assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    everybody = price_column(np.array(recent), np.array(speeds))
+    assert everybody is not None
+    assert everybody.tolist() == pytest.approx(expected, abs=1e-6)

@@ -42,10 +42,11 @@ def check(queues: QueueEstimator, workers: list[Worker], now: float, *, few_firs
     estimates = [queues.estimate(worker, now) for worker in workers]
     assert listed == [(one.queue_ms, one.link_ms, one.prefilling, one.engine, one.reported) for one in estimates]
     assert view.queue_ms.tolist() == [found.queue_ms for found in estimates]
-    assert view.link_ms.tolist() == [found.link_ms for found in estimates]
+    assert np.broadcast_to(view.link_ms, len(workers)).tolist() == [found.link_ms for found in estimates]
     assert view.prefilling.tolist() == [found.prefilling for found in estimates]
     assert (view.reported, view.delayed, view.capacity_min) == (few.reported, few.delayed, few.capacity_min)
     assert list(view.capacities()) == list(few.capacities())
+    assert view.capacity_min == min(view.capacities())
     for place in range(len(workers)):
         found_few, found = few.share_prices(now, place), view.share_prices(now, place)
         if found_few is None or found is None:
@@ -99,9 +100,17 @@ class ColumnsMachine(RuleBasedStateMachine):
             else:
                 getattr(self.queues, step)(reservation, self.clock())
 
-    @rule(worker=st.integers(0, WORKERS - 1), waiting=st.integers(0, 10_000), rate=st.sampled_from([0.0, 500.0, 1e3]))
-    def report(self, worker: int, waiting: int, rate: float) -> None:
-        report(self.workers[worker], self.clock(), waiting, running=waiting % 5, rate=rate)
+    @rule(
+        worker=st.integers(0, WORKERS - 1),
+        waiting=st.integers(0, 10_000),
+        rate=st.sampled_from([0.0, 500.0, 1e3]),
+        ago_s=st.sampled_from([0.0, 1.5]),
+    )
+    def report(self, worker: int, waiting: int, rate: float, ago_s: float) -> None:
+        """Also one that has been on its way for long, while another one was not."""
+        told, blocks = self.workers[worker], 500 * (1 + waiting % 3)
+        report(told, self.clock() - ago_s, waiting, running=waiting % 5, rate=rate, blocks=blocks)
+        self.queues.take_reports(self.workers, self.clock())
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def live_anew(self, worker: int) -> None:
@@ -203,4 +212,31 @@ def test_many_reports_at_once_are_all_taken_in() -> None:
         for turn in (1, 2):
             for number, worker in enumerate(workers):
                 report(worker, 10.0 + turn, 100 * number * turn, running=number, rate=1000.0 + number)
+            queues.take_reports(workers, 10.0 + turn)
             check(queues, workers, 10.1 + turn)
+
+
+def test_reports_are_taken_in_before_a_request_comes() -> None:
+    """It finds all columns written but those of queues that have changed since."""
+    queues, workers = QueueEstimator(), [make_worker(f"w{number}") for number in range(queue_estimate.FEW + 2)]
+    queues.at(workers, 10.0)
+    for worker in workers:
+        report(worker, 10.0, 100, rate=1000.0)
+    queues.take_reports(workers, 10.0)
+    queues.reserve("w3", 10, 10, 10.0)
+    with mock.patch.object(QueueColumns, "write", autospec=True, side_effect=QueueColumns.write) as write:
+        queues.at(workers, 10.0)
+    ((_, written),) = [call.args for call in write.call_args_list]
+    assert [queue.worker.name for queue in written if queue.worker is not None] == ["w3"]
+
+
+def test_report_that_was_long_on_its_way_is_old() -> None:
+    """Though the one before it was not."""
+    queues, workers = QueueEstimator(), [make_worker("w0"), make_worker("w1")]
+    for at in (10.0, 8.5):
+        for worker in workers:
+            report(worker, at)
+        queues.take_reports(workers, 10.0)
+        check(queues, workers, 10.0)
+    assert not view_of(queues, workers, 11.0).reported
+    check(queues, workers, 11.0)

@@ -37,14 +37,15 @@ def report(
     used: int = 0,
     rate: float = RATE,
     age_s: float = 0.0,
+    blocks: int = 1000,
 ) -> None:
-    """Let a worker tell its load now; age_s: since it was measured."""
+    """Let a worker tell its load now. age_s: since it was measured. used, blocks: of its KV cache."""
     load = LoadReport(
         running=running,
         waiting=0,
         waiting_tokens=waiting_tokens,
         kv_blocks_used=used,
-        kv_blocks_total=1000,
+        kv_blocks_total=blocks,
         block_tokens=16,
         block_bytes=1 << 14,
         prefill_tokens_per_s=rate,
@@ -77,6 +78,17 @@ def test_report_counts_what_was_sent_before_it() -> None:
     assert queue_ms(queues, worker, 10.2) == pytest.approx(200.0)
     queues.sent(queues.reserve("w", 100, 100, 10.2), 10.2)
     assert queue_ms(queues, worker, 10.2) == pytest.approx(300.0)
+
+
+def test_what_ends_after_a_report_came_is_taken_off_it() -> None:
+    """Though no request has asked for the queue between."""
+    queues, worker = QueueEstimator(), make_worker()
+    counted = queues.reserve("w", 400, 400, 10.0)
+    queues.sent(counted, 10.0)
+    report(worker, 10.2, running=1)
+    queues.take_reports([worker], 10.2)
+    queues.ended(counted)
+    assert queues.estimate(worker, 10.3).engine.step_ms == 0.0
 
 
 def test_request_on_its_way_is_not_in_the_report() -> None:
