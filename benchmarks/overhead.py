@@ -43,7 +43,6 @@ import msgspec
 from benchmarks.harness import (
     EngineOptions,
     RedisServer,
-    core_shares,
     ensure_model,
     run_concurrently,
     start_many,
@@ -157,8 +156,6 @@ def compare(size: Size, load: Load, count: int, idle_s: float, progress: Progres
             "model": str(ensure_model(size)),
             "max_model_len": 2048,
             "num_blocks": NUM_BLOCKS,
-            # The last core for computing, for both: the servers' own threads and the client use the others.
-            "cores": core_shares(1)[0].split(",")[-1],
             "extra_args": ONE_PROCESS,
             "env": ONE_PROCESS_ENV,
         }

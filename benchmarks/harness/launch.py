@@ -35,8 +35,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     model: folder or Hugging Face id. connector: None for a plain engine, else GhostCacher's settings (may be empty).
     kv_gib: size of the KV cache on CPU. num_blocks: its exact size in blocks, instead. block_size: tokens a block, None
-    for the engine's default. cores: CPU cores such as "0,1" on the CPU build; None: what `start_many` decides.
-    python: the interpreter, of another environment with vLLM; None for ours.
+    for the engine's default. cores: CPU cores such as "0,1" on the CPU build; None: what `start_many` decides, and
+    where that is one core, any. python: the interpreter, of another environment with vLLM; None for ours.
     module_path: False leaves kv_connector_module_path out (the connector is then found as an installed plugin). eager:
     False lets the engine compile and capture CUDA graphs. adapter: folder of a LoRA adapter, named by all requests.
     nixl_role: of a NixlConnector beside ours, in a MultiConnector; None: ours is alone.
@@ -68,10 +68,9 @@ def placed(options: Sequence[Any]) -> list[Any]:
     """Return the options with a place for each engine that has none: CPU cores, or a GPU."""
     count = len(options)
     if is_cpu_build():
-        shares = core_shares(count)
         return [
-            option if option.cores else msgspec.structs.replace(option, cores=share)
-            for option, share in zip(options, shares, strict=True)
+            option if option.cores else _on_cores(option, share)
+            for option, share in zip(options, core_shares(count), strict=True)
         ]
     return [
         msgspec.structs.replace(
@@ -83,6 +82,12 @@ def placed(options: Sequence[Any]) -> list[Any]:
         )
         for option, place in zip(options, launch.gpu_places(count, visible_gpus()), strict=True)
     ]
+
+
+def _on_cores(option: Any, share: str) -> Any:
+    if isinstance(option, EngineOptions) and "," not in share:
+        return msgspec.structs.replace(option, env={**launch.ANY_CORE.env, **option.env})
+    return msgspec.structs.replace(option, cores=share)
 
 
 def command_line(options: EngineOptions, port: int) -> list[str]:

@@ -12,6 +12,7 @@ from benchmarks.harness.documents import Documents
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.launch import EngineOptions
 from benchmarks.harness.scenario import share
+from ghostcacher_cli.up.launch import is_cpu_build
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.machines.workers import FleetSpec, WorkerSpec
 from ghostcacher_simulator.processor import Cores
@@ -24,8 +25,9 @@ ROUNDS = 3
 
 
 def cores_of(engines: Sequence[Engine]) -> list[int]:
-    """Return a number for each engine, equal for those that compute on the same cores."""
-    places = [getattr(engine.options, "cores", None) or engine.options.name for engine in engines]
+    """Return a number for each engine, equal for those on the same cores: on a CPU, also those that are on any."""
+    unbound = is_cpu_build()
+    places = [getattr(engine.options, "cores", None) or ("" if unbound else engine.options.name) for engine in engines]
     order = list(dict.fromkeys(places))
     return [order.index(place) for place in places]
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.harness.client import Completion, compare, parse_metrics
 from benchmarks.harness.engine import Engine, EngineEnded, watching
-from benchmarks.harness.launch import EngineOptions, command_line, environment, transfer_config
+from benchmarks.harness.launch import EngineOptions, command_line, environment, placed, transfer_config
 from benchmarks.harness.model import ModelNotFound, require_model
 from benchmarks.harness.model_recipe import recipe
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
 from benchmarks.harness.scenario import pull_numbers
+from benchmarks.harness.sglang import SglangOptions
 from ghostcacher_cli.up.machine import NotEnoughMemory, require_memory
 from ghostcacher_connector.core.process.guarded import GuardedProcess
 
@@ -135,6 +138,19 @@ def test_command_line_plain_engine_has_no_connector() -> None:
 def test_environment_local_model_is_offline(tmp_path: Path) -> None:
     """A model that is here is never looked for on the network."""
     assert environment(EngineOptions(model=str(tmp_path)))["HF_HUB_OFFLINE"] == "1"
+
+
+def test_engines_are_placed_as_those_of_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores of their own where they have several, else any; what is said of one engine stays as it is."""
+    monkeypatch.setattr("benchmarks.harness.launch.is_cpu_build", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    plain, told = EngineOptions(model="m"), EngineOptions(model="m", cores="3", env={"OMP_NUM_THREADS": "7"})
+    wide, kept = (environment(option) for option in placed([plain, told]))
+    assert (wide["OMP_PLACES"], kept["OMP_PLACES"], kept["OMP_NUM_THREADS"]) == ("{0,1}", "{3}", "7")
+    places = placed([plain, SglangOptions(model="m"), plain, msgspec.structs.replace(told, cores=None)])
+    assert [place.cores for place in places] == [None, "1", None, None]
+    assert [environment(place).get("OMP_NUM_THREADS") for place in (places[0], places[3])] == ["1", "7"]
+    assert environment(places[0])["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 def test_require_memory_too_much_says_what_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -40,18 +41,35 @@ def test_simulated_questions_share_what_the_engines_tokens_share() -> None:
 
 
 def test_table_says_how_far_off_it_is() -> None:
-    found = calibration.Compared(2, "GhostCacher", 0.100, 0.115, 0.2, 0.3, 2_000, 1_500)
-    assert found.off == (pytest.approx(0.15), pytest.approx(-0.25))
-    row = calibration.report([found]).splitlines()[-1]
-    times = ["100", "ms", "115", "ms", "+15%", "200", "ms", "300", "ms"]
-    assert row.split() == ["GhostCacher", "2", *times, "2,000", "1,500", "-25%"]
+    """A row for each figure; where a load has no such requests there is nothing to be off by."""
+    real = calibration.Side(0.1, 0.05, math.nan, 0.2, 0.6, 2_000)
+    found = calibration.Compared(2, "GhostCacher", 4, real, calibration.Side(0.115, 0.06, math.nan, 0.3, 0.63, 1_500))
+    rows = [" ".join(row.split()) for row in calibration.report([found]).splitlines()]
+    assert "GhostCacher 2 4 TTFT p50 100 ms 115 ms +15%" in rows
+    assert "GhostCacher 2 4 of prompts that were found 50.0 ms 60.0 ms +20%" in rows
+    assert "GhostCacher 2 4 prompts that were found 60% 63% +5%" in rows
+    assert "GhostCacher 2 4 tokens computed 2,000 1,500 -25%" in rows
 
 
-def test_fleet_holds_half_of_the_documents_and_is_shared_by_its_engines() -> None:
+@pytest.mark.parametrize(
+    ("figure", "real", "simulated", "far"),
+    [("p50_s", 1.0, 1.19, False), ("p50_s", 1.0, 1.21, True), ("computed_p50_s", 1.0, 0.79, True),
+     ("found_p50_s", 1.0, 1.21, True), ("found_p50_s", math.nan, math.nan, False), ("tokens", 100, 79, True),
+     ("mean_s", 1.0, 2.0, False)],
+)  # fmt: skip
+def test_far_is_a_fifth_in_medians_and_tokens(figure: str, real: float, simulated: float, far: bool) -> None:
+    side = calibration.Side(1.0, 0.5, 2.0, 1.2, 0.5, 1_000)
+    found = calibration.Compared(2, "", 4, side._replace(**{figure: real}), side._replace(**{figure: simulated}))
+    assert found.far == far
+
+
+@pytest.mark.parametrize(("engines", "blocks"), [(2, 875), (5, 350)])
+def test_fleet_holds_most_documents_however_many_engines_it_has(engines: int, blocks: int) -> None:
+    """Seven eighths of 40 documents of 50 blocks of 32 tokens."""
     chosen = calibration.arguments(["--documents", "40", "--document-tokens", "1600"])
-    options = calibration.options_of(chosen, "model", "redis://x", 2)
-    assert [option.num_blocks for option in options] == [40 * 1600 // 2 // 2 // 32] * 2
-    assert len({option.name for option in options}) == 2
+    options = calibration.options_of(chosen, "model", "redis://x", engines)
+    assert [option.num_blocks for option in options] == [blocks] * engines
+    assert len({option.name for option in options}) == engines
 
 
 @pytest.mark.parametrize("sizes", ["1", "2,x", ""])
@@ -68,18 +86,25 @@ class Named:
 
 
 @pytest.mark.parametrize(
-    ("places", "cores", "own", "together"),
+    ("cpu", "places", "cores", "own", "together"),
     [
-        (["0", "1"], [0, 1], [0, 1], [0]),
-        (["0", "1", "0"], [0, 1, 0], [0, 1], [0, 2]),
-        (["2", "0,1", "0,1"], [0, 1, 1], [0, 1], [1, 2]),
-        ([None, None], [0, 1], [0, 1], [0]),
+        (True, ["0", "1"], [0, 1], [0, 1], [0]),
+        (True, ["0", "1", "0"], [0, 1, 0], [0, 1], [0, 2]),
+        (True, ["2", "0,1", "0,1"], [0, 1, 1], [0, 1], [1, 2]),
+        (True, [None, None, None], [0, 0, 0], [0], [0, 1, 2]),
+        (False, [None, None], [0, 1], [0, 1], [0]),
     ],
 )
 def test_engines_are_measured_by_the_cores_on_which_they_are(
-    places: list[str | None], cores: list[int], own: list[int], together: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: bool,
+    places: list[str | None],
+    cores: list[int],
+    own: list[int],
+    together: list[int],
 ) -> None:
-    """On GPUs each has its own."""
+    """Those that are bound to no core share all of them; on GPUs each has its own."""
+    monkeypatch.setattr(simulated_engines, "is_cpu_build", lambda: cpu)
     engines: Any = [Named(f"w{number}", place) for number, place in enumerate(places)]
     found = simulated_engines.cores_of(engines)
     assert found == cores
@@ -97,7 +122,7 @@ def test_each_request_is_told_of_both() -> None:
     run = run_virtual(replay(round_robin, load, fleet, clients=1))
     answer = Completion("", (), (), 0.25, 0.3, 65, 1, 32, "stop", began_at=7.5, worker="w0", forecast_ms=9.0)
     real = Result("round robin", [answer, answer._replace(began_at=7.0, cached_tokens=None)], 1.0)
-    first, second = calibration.each_request("round robin", 2, questions, real, run)
+    first, second = calibration.each_request(calibration.Asked("round robin", 1, 2, questions, real, run))
     assert json.loads(json.dumps(first)) == first
     assert (first["round"], first["request"], first["document"], first["prompt_tokens"]) == (2, 0, 0, 65)
     assert first["real"] == {"worker": "w0", "at_s": 0.5, "ttft_s": 0.25, "forecast_ms": 9.0, "cached_tokens": 32}
@@ -118,10 +143,35 @@ def test_figures_are_of_all_rounds_together() -> None:
     runs = [run_virtual(replay(round_robin, load, fleet, clients=1)) for fleet in fleets]
     answer = Completion("", (), (), 3.0, 3.0, 65, 1, 32, "stop")
     real = [Result("", [answer._replace(ttft_s=seconds)], 1.0) for seconds in (5.0, 3.0, 10.0)]
-    found = calibration.compared("in turns", list(zip(real, runs, strict=True)))
-    assert (found.engines, found.policy, found.real_p50_s, found.real_mean_s) == (1, "in turns", 5.0, 6.0)
-    assert (found.simulated_p50_s, found.simulated_mean_s) == pytest.approx((1.009, 3.5 / 3 + 0.009))
-    assert (found.real_tokens, found.simulated_tokens) == (3 * 33, 3 * 65)
+    both = enumerate(zip(real, runs, strict=True))
+    found = calibration.compared([calibration.Asked("in turns", 1, order, questions, *each) for order, each in both])
+    assert (found.engines, found.policy, found.clients) == (1, "in turns", 1)
+    assert (found.real.p50_s, found.real.mean_s) == (5.0, 6.0)
+    assert (found.simulated.p50_s, found.simulated.mean_s) == pytest.approx((1.009, 3.5 / 3 + 0.009))
+    assert (found.real.tokens, found.simulated.tokens) == (3 * 33, 3 * 65)
+
+
+def test_found_prompts_are_told_apart_from_computed_ones() -> None:
+    """What an engine had at least half of counts as found; the rest does not move its median."""
+    side = calibration.side_of([(0.1, 100, 20), (0.3, 100, 49), (2.0, 100, 50), (4.0, 100, 100), (3.0, 100, 100)])
+    assert (side.found_p50_s, side.computed_p50_s, side.p50_s, side.mean_s) == (0.1, 3.0, 2.0, 1.88)
+    assert (side.found_part, side.tokens) == (0.4, 319)
+    assert math.isnan(calibration.side_of([(1.0, 100, 100)]).found_p50_s)
+
+
+@pytest.mark.parametrize(("clients", "found"), [("4", [4]), ("4,each", [4, 3]), ("each", [3])])
+def test_clients_are_so_many_or_one_for_each_engine(clients: str, found: list[int]) -> None:
+    """Caches are the same for all of them, with room for what the most of them run at once."""
+    chosen = calibration.arguments(["--clients", clients])
+    assert calibration.clients_of(chosen, 3) == found
+    needed = (max(found) // 2 + 1) * (1536 + 256) // 32
+    assert {option.num_blocks for option in calibration.options_of(chosen, "m", "redis://x", 3)} == {max(168, needed)}
+
+
+@pytest.mark.parametrize("clients", ["0", "4,all", ""])
+def test_wrong_clients_are_refused(clients: str) -> None:
+    with pytest.raises(calibration.ConfigError, match="--clients: expected numbers from 1, or each"):
+        calibration.arguments(["--clients", clients])
 
 
 def test_no_rounds_are_refused() -> None:

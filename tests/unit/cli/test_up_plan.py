@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -51,11 +52,12 @@ def flag(argv: tuple[str, ...], name: str) -> str:
     return argv[len(argv) - 1 - argv[::-1].index(name) + 1]
 
 
-def test_plan_engines_have_names_places_and_redis(model: str) -> None:
+def test_plan_engines_have_names_places_and_redis(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each engine has a name that is unique in the fleet, cores of its own, and the index."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
     first, second = plan_engines(options(model, "--workers", "2", "--port", "81"), REDIS, {"A": "b"})
     assert (first.name, first.worker, second.worker) == ("w1", "w1-81", "w2-81")
-    assert first.env["VLLM_CPU_OMP_THREADS_BIND"] != second.env["VLLM_CPU_OMP_THREADS_BIND"]
+    assert [each.env["VLLM_CPU_OMP_THREADS_BIND"] for each in (first, second)] == ["4,5", "6,7"]
     assert (first.env["GC_REDIS_URL"], first.env["A"], first.env["VLLM_CPU_KVCACHE_SPACE"]) == (REDIS, "b", "4")
 
 
@@ -142,11 +144,28 @@ def test_gpu_none_refused() -> None:
 
 
 def test_cpu_ranks_have_cores_of_their_own() -> None:
-    """The cores of the ranks of one engine are divided by a bar, as vLLM wants them."""
+    """The cores of the ranks of one engine are divided by a bar, as vLLM wants them, which has a process for each."""
     (place,) = cpu_places(1, ranks=2)
     first, second = place.env["VLLM_CPU_OMP_THREADS_BIND"].split("|")
     assert first
     assert second
+    assert set(place.env) == {"VLLM_CPU_OMP_THREADS_BIND"}
+
+
+@pytest.mark.parametrize(
+    ("engines", "threads", "bound"),
+    [(1, "4", ["{4,5,6,7}"]), (2, "2", ["{4,5}", "{6,7}"]), (3, "1", [None] * 3), (5, "1", [None] * 5)],
+)
+def test_cpu_engine_of_one_rank_is_one_process(
+    monkeypatch: pytest.MonkeyPatch, engines: int, threads: str, bound: list[str | None]
+) -> None:
+    """Its threads stay on its cores; where it has one thread, on any core, since engines may be more than cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
+    places = cpu_places(engines)
+    assert [place.env["VLLM_ENABLE_V1_MULTIPROCESSING"] for place in places] == ["0"] * engines
+    assert [place.env["OMP_NUM_THREADS"] for place in places] == [threads] * engines
+    assert [place.env.get("OMP_PLACES") for place in places] == bound
+    assert [place.env.get("OMP_PROC_BIND") for place in places] == [each and "true" for each in bound]
 
 
 def test_ranks_are_the_product_of_all_kinds(model: str) -> None:
