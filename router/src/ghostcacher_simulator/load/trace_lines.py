@@ -38,6 +38,13 @@ class BadTrace(GhostCacherError):
     """A line of a trace is not as its format wants it. The message names the file, line, column and value."""
 
 
+_BODY_FIELDS = {"prompt", "messages", "input", "body"}
+_BODIES = (
+    "; the line is a request's body, which does not say when it came: `ghostcacher analyze` reads those, and "
+    "`simulate` the access log of a router that has `access_log_prompts`"
+)
+
+
 class _HashesLine(msgspec.Struct, gc=False):
     input_length: Tokens
     output_length: AnswerTokens
@@ -68,7 +75,7 @@ class MooncakeLines:
         try:
             entry = self._decoder.decode(line)
         except msgspec.ValidationError as exc:
-            raise BadTrace(explained(str(exc))) from exc
+            raise BadTrace(explained(str(exc)) + _BODIES * _is_body(line)) from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise BadTrace(f"expected one JSON object, got what is no JSON: {exc}") from exc
         if entry.hash_ids is not None:
@@ -153,6 +160,14 @@ def _arrival_s(entry: _HashesLine, before: _Session | None) -> float:
     if entry.delay is None or before is None:
         raise BadTrace("timestamp: expected milliseconds, or a delay after an earlier turn of its session_id, got none")
     return before.at_s + entry.delay / 1e3
+
+
+def _is_body(line: bytes) -> bool:
+    """Say whether a line of JSON is what clients send, and no line of a trace."""
+    try:
+        return not _BODY_FIELDS.isdisjoint(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
+    except msgspec.DecodeError:
+        return False
 
 
 def explained(text: str) -> str:

@@ -97,7 +97,11 @@ def test_prompts_of_a_burstgpt_session_begin_alike(tmp_path: Path) -> None:
 GOOD = ROWS[0]
 WRONG_JSON = {
     "no object": (["x"], r"line 2: expected `object`, got `array`"),
-    "no length": ({"timestamp": 1}, r"line 2: object missing required field `input_length`"),
+    "no length": ({"timestamp": 1}, r"line 2: object missing required field `input_length`$"),
+    "a request": (
+        {"messages": []},
+        r"line 2: object missing .*; the line is a request's body, .* `ghostcacher analyze`",
+    ),
     "text for a length": (GOOD | {"input_length": "x"}, r"line 2: input_length: expected `int`, got `str`"),
     "length 0": (GOOD | {"input_length": 0}, r"line 2: input_length: expected `int` >= 1"),
     "negative answer": (GOOD | {"output_length": -1}, r"line 2: output_length: expected `int` >= 0"),
