@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ghostcacher_router.config import RouterSettings, load_settings
 from tests.unit.architecture import PACKAGES, ROOT, room_of, sources
 
 DOCS = ROOT / "docs"
@@ -16,6 +17,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 STEP = re.compile(r"`([a-z_0-9/]+\.py)` `([A-Za-z_.]+)`")
 FILE = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|lua|md|svg))`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
+TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CITED = re.compile(r"\b((?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|lua))\b|\b((?:[\w-]+/)*[\w-]+\.md)\b")
 
 
@@ -52,6 +54,15 @@ def test_lives_name_what_exists() -> None:
         f"{file} {name}" for file, name in steps if not any(name in names_in(path) for path in files_called(file, DOCS))
     ]
     assert not wrong, wrong
+
+
+def test_configuration_files_of_routers_are_taken(tmp_path: Path) -> None:
+    """What pages show as a file of settings is one."""
+    found = [text for document in DOCUMENTS for text in TOML.findall(document.read_text())]
+    assert found
+    for text in found:
+        (tmp_path / "router.toml").write_text(text)
+        load_settings(RouterSettings, {}, tmp_path / "router.toml", {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
