@@ -211,7 +211,8 @@ def checked(key: str, value: object, annotation: Any, *, secret: bool = False) -
     if isinstance(fits, float) and not math.isfinite(fits):
         raise _refused(key, annotation, value, secret)
     if isinstance(fits, tuple) and len(set(fits)) != len(fits):
-        raise ConfigError(f"{key}: expected each name once, got {_shown(value, secret)}")
+        twice = next(item for item in fits if fits.count(item) > 1)
+        raise ConfigError(f"{key}: expected each once, got {redact_url(str(twice))!r} {fits.count(twice)} times")
     return fits
 
 

@@ -44,6 +44,8 @@ def test_router_workers_and_switches() -> None:
         ("--retries-max many", ("--retries-max", "an int from 0 to 16", "many")),
         ("--worker a:1", ("workers", "a:1")),
         ("--no-redis", ("workers", "redis is off")),
+        ("--worker http://a:1 --worker http://b:2 --worker http://a:1", ("workers", "once", "'http://a:1' 2 times")),
+        ("--worker http://u:hunter2@a --worker http://u:hunter2@a", ("workers", "once", "@a' 2 times")),
         ("--config /no/such.toml", ("--config", "/no/such.toml")),
         ("--redis-url http://:hunter2@h", ("redis_url",)),
     ],
