@@ -10,7 +10,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.hash_ring import bound_of, pick
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
-from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.queue_columns import ListedQueues
 from ghostcacher_router.signals.ranking import Ranking
 from ghostcacher_router.signals.ttft_forecast import tie_limit
 from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
@@ -28,7 +28,7 @@ class Fallback:
     def __init__(self, dependencies: Dependencies, state: RoutingState, tracker: InFlightTracker) -> None:
         self._fleet, self._metrics = dependencies.fleet, dependencies.metrics
         self._clock = dependencies.clock
-        self._queues, self._history = state.queues, state.history
+        self._history = state.history
         self._tracker = tracker
 
     def least_loaded(self, ask: Ask, best: Forecast, *, only: bool) -> PlacedRequest:
@@ -41,23 +41,21 @@ class Fallback:
         reason = Reason.ONLY if only else Reason.LEAST_LOAD
         return self._tracker.reserve(ask, self._fleet.workers[best.worker], reason, None)
 
-    def without_reports(
-        self, prompt: Prompt, ranking: Ranking, workers: Sequence[WorkerPort]
-    ) -> tuple[Forecast, Reason]:
+    def without_reports(self, prompt: Prompt, ranking: Ranking, listed: ListedQueues) -> tuple[Forecast, Reason]:
         """Return the best forecast for a prompt while no worker reports its load, and why it is.
 
         Their times are guesses, but they tell workers apart: by what each has been sent, and has not answered. Among
         equal ones consistent hashing decides, so that routers that know nothing of each other agree.
 
-        ranking: of the workers, in their order.
+        ranking: of the workers, in the order of the list. listed: their queues, which were just estimated.
         """
         self._metrics.fallbacks.inc("load")
-        if len(workers) == 1:
+        names = list(listed.places)
+        if len(names) == 1:
             return ranking.forecast_at(0), Reason.ONLY
-        now = self._clock()
-        names = [worker.name for worker in workers]
-        choice = _Choice(prompt.prefix_key, names, ranking.totals(), self._queues.occupied(names, now))
-        total_ms, loads = choice.total_ms, choice.loads
+        loads = [len(queue.reservations) + len(queue.failed) for queue in listed.queues]
+        choice = _Choice(prompt.prefix_key, names, ranking.totals(), loads)
+        now, total_ms = self._clock(), choice.total_ms
         least = total_ms.index(min(total_ms))
         best = ranking.forecast_at(least)
         owners = self._owners(prompt, ranking, choice, best, now)
@@ -103,7 +101,7 @@ class _Choice(NamedTuple):
     total_ms: Sequence[float]
     """Of each one's forecast."""
     loads: Sequence[int]
-    """Requests at each."""
+    """Places that are taken at each: by requests in flight, and by those that failed of late."""
 
     def best_among(self, places: Sequence[int]) -> tuple[int, int]:
         """Return the best of some workers, and how many are as good. places: theirs, at least one."""

@@ -341,7 +341,8 @@ class InFlightTracker:
         if computed:
             now = self._clock()
             self._queues.answered(placed.reservation, now)
-            self._note_answered(placed, now)
+            if not placed.is_answered:
+                self._note_answered(placed, now)
             self._expect_report(placed, now)
         else:
             if placed.sent_prompt is not None:

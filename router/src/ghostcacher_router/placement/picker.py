@@ -239,7 +239,7 @@ class Picker:
         """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""
         assert found.match is not None
         ranking = found.ranking()
-        best, reason = self._fallback.without_reports(prompt, ranking, found.candidates.workers)
+        best, reason = self._fallback.without_reports(prompt, ranking, found.queues.listed)
         this = _Round(ask, found, found.match, ranking, best)
         chosen, reason = self._keep_session(this, reason)
         return self._tracker.reserve(ask, self._fleet.workers[chosen.worker], reason, None, chosen)

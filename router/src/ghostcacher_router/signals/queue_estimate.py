@@ -94,13 +94,6 @@ class QueueEstimator:
         queue = self._queues.get(worker)
         return len(queue.reservations) if queue is not None else 0
 
-    def occupied(self, workers: Sequence[str], now: float) -> list[int]:
-        """Return how many places are taken at each worker: by requests in flight, and by those that failed of late."""
-        for queue in list(self._failing):
-            self._drop_failed(queue, now)
-        queues = [self._queues.get(worker) for worker in workers]
-        return [0 if queue is None else len(queue.reservations) + len(queue.failed) for queue in queues]
-
     def recent(self, worker: str, now: float) -> float:
         """Return how many requests were placed at a worker of late, as far as known; older ones count less."""
         queue = self._queues.get(worker)
