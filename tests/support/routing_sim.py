@@ -6,6 +6,8 @@ What the engines report is what real ones report, through the same store and ind
 from __future__ import annotations
 
 import asyncio
+import os
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
@@ -21,6 +23,7 @@ from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers, usable
 from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks, shared_file
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
@@ -189,7 +192,7 @@ class SimFleet:
 class Router:
     """A router, without its front."""
 
-    def __init__(self, sim: Sim, name: str, options: Options) -> None:
+    def __init__(self, sim: Sim, name: str, options: Options, siblings: SiblingLocks | None = None) -> None:
         self.sim, self.name = sim, name
         self.fleet = SimFleet(sim.engines, sim.now)
         self.text = PrefixMap(name, clock=sim.now)
@@ -214,6 +217,7 @@ class Router:
         self.clients: set[asyncio.Task[Served]] = set()
         self.dead = False
         self._count = 0
+        self.routing.join(None, siblings)
         self.routing.start()
 
     def ask(self, text: bytes, *, session: str | None = None, ends: Sequence[tuple[SectionType, int]] = ()) -> Ask:
@@ -284,6 +288,7 @@ class Sim:
         pulls: bool = True,
         kv_blocks: int | None = None,
         answer_tokens: int = 1,
+        processes: int = 1,
     ) -> None:
         """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
 
@@ -291,6 +296,7 @@ class Sim:
         pulls: whether the engines pull; the routers think so in any case.
         kv_blocks: that each engine holds; None: more than any test needs.
         answer_tokens: of each answer.
+        processes: each so many of the routers are the processes of one.
         """
         self.round_trip_s, self.pulls, self.answer_tokens = round_trip_s, pulls, answer_tokens
         self.now: Callable[[], float] = asyncio.get_running_loop().time
@@ -312,7 +318,18 @@ class Sim:
                 publish_s=publish_s,
                 kv_blocks=kv_blocks,
             )
-        self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
+        self.memories = [shared_file() for _ in range(0, routers, processes)] if processes > 1 else []
+        for file in self.memories:
+            weakref.finalize(self, os.close, file)
+        self.routers = [
+            Router(
+                self,
+                f"r{number}",
+                options or Options(),
+                SiblingLocks(self.memories[number // processes], number, self.now) if processes > 1 else None,
+            )
+            for number in range(routers)
+        ]
         self._reporting = asyncio.ensure_future(self._report())
 
     async def settle(self, seconds: float = HEARTBEAT_S + 0.5) -> None:

@@ -227,6 +227,7 @@ ARROWS: dict[str, set[str]] = {
         "core.settings",
         "ghostcacher_router.config",
         "ghostcacher_router.feed",
+        "ghostcacher_router.ghostlock",
         "ghostcacher_router.http",
         "ghostcacher_router.http.protocol",
         "ghostcacher_router.metrics",

@@ -144,7 +144,7 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._routing.control_flow(settings)
-        self._routing.listen_to(None if membership is None else membership.feed())
+        self._routing.join(*((None, None) if membership is None else membership.shared()))
         self._dashboard = Dashboard(
             self._fleet,
             text,

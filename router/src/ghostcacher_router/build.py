@@ -10,6 +10,7 @@ from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_router.flow.flow_control import FlowControl
 from ghostcacher_router.flow.make import make_flow_control
 from ghostcacher_router.flow.settings import FlowSettings
+from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
@@ -24,7 +25,7 @@ from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
 from ghostcacher_router.signals.stored_objects import StoredObjects
-from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
+from ghostcacher_router.sync import HEARTBEAT_S, HEARTBEAT_TTL_S, READ_BLOCK_S, RouterSync, StoreClockOffset
 from ghostcacher_router.types import Dispatcher
 
 THREADS = 4
@@ -60,6 +61,8 @@ class Routing:
         self._replicas_given = replicas
         self.replicas: int | None = None
         """Routers alive at the last heartbeat; None before the first one."""
+        self._alone = False
+        """Whether those were this one, and other processes of it."""
         self._forward_heartbeat = on_heartbeat
         clock_offset = StoreClockOffset()
         self.state = state = self._make_state(
@@ -101,10 +104,13 @@ class Routing:
         if self.sync is not None:
             self.sync.start()
 
-    def listen_to(self, feed: Subscription | None) -> None:
-        """Hear from a feed what it has read of the store; None: read it here. To be called before the start."""
+    def join(self, feed: Subscription | None, siblings: SiblingLocks | None) -> None:
+        """Be one process of several. To be called before the start.
+
+        feed: tells what it has read of the store; None: that is read here. siblings: the ghost locks of all processes.
+        """
         if self.sync is not None:
-            self.sync.feed = feed
+            self.sync.feed, self.state.locks.siblings = feed, siblings
 
     async def stop(self) -> None:
         """Leave the other routers. Bounded by the store's time-out."""
@@ -113,6 +119,8 @@ class Routing:
         self.state.stored.stop()
         if self.sync is not None:
             await self.sync.stop()
+        if self.state.locks.siblings is not None:
+            self.state.locks.siblings.here_until(0.0)
 
     def control_flow(self, settings: FlowSettings) -> None:
         """Have requests wait for their turn from now on, as far as settings want that. To be called once at most."""
@@ -153,7 +161,7 @@ class Routing:
             router=router,
             clock_offset=clock_offset,
             count=metrics.ghost_locks.inc,
-            alone=lambda: self.replicas == 1,
+            alone=lambda: self._alone,
         )
         return RoutingState(
             QueueEstimator(),
@@ -170,5 +178,11 @@ class Routing:
         )
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
-        self.replicas = reply.routers
+        self.replicas, siblings = reply.routers, self.state.locks.siblings
+        if siblings is None:
+            self._alone = reply.routers == 1
+        else:
+            # A moment less than in the store: one that is counted here only would hide a router elsewhere.
+            siblings.here_until(self._dependencies.clock() + HEARTBEAT_TTL_S - HEARTBEAT_S)
+            self._alone = reply.routers <= siblings.routers()
         self._forward_heartbeat(reply)

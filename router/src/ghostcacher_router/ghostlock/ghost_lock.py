@@ -12,6 +12,12 @@ from ghostcacher_router.types import Prompt
 KEYS_MAX = 16
 KIB = 1024
 
+CONFIRM_SHARE = 0.5
+CONFIRM_MIN_S, CONFIRM_MAX_S = 0.02, 0.25
+"""A request waits for the store to confirm its lock for so much of the time until its prompt is computed, within these
+bounds. Who goes on without an answer may compute what another router has computed, too: as many times as there are
+routers, where the store is slow. The upper bound is for a store that does not answer at all, until its time-out."""
+
 
 class GhostLock:
     """A lease on one cold part of a prompt, which a worker is computing. Times are the loop's clock, in seconds."""
@@ -26,6 +32,7 @@ class GhostLock:
         "ready_at",
         "released",
         "seen_at",
+        "sibling_token",
         "taken_at",
         "token",
         "worker",
@@ -52,9 +59,11 @@ class GhostLock:
         self.ready_at = ready_at
         """When the owner will have computed it, as forecast."""
         self.ours = ours
-        """Whether a request of this router holds it."""
+        """Whether a request of this process holds it."""
         self.token: int | None = None
         """The store's fencing token; None while the store has not granted it."""
+        self.sibling_token: int | None = None
+        """The fencing token among the processes of a router; None of other routers', and where there is one process."""
         self.confirmed = not ours
         """Whether requests may count on it: the store has granted it, or has not answered in time."""
         self.released = False
@@ -67,8 +76,14 @@ class GhostLock:
         """Set when it is confirmed, and when it is over."""
 
     def __repr__(self) -> str:
-        whose = "ours" if self.ours else "another router's"
+        whose = "ours" if self.ours else "another router's" if self.sibling_token is None else "a sibling's"
         return f"GhostLock(worker={self.worker}, {whose}, token={self.token}, released={self.released})"
+
+
+def confirm_by(lock: GhostLock) -> float:
+    """Return how long requests wait for a lock of this router to be confirmed; loop clock, s."""
+    share_s = CONFIRM_SHARE * (lock.ready_at - lock.taken_at)
+    return lock.taken_at + min(CONFIRM_MAX_S, max(CONFIRM_MIN_S, share_s))
 
 
 class EncounteredLock(NamedTuple):

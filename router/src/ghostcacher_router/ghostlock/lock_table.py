@@ -82,14 +82,18 @@ class LockTable:
         self._add(lock)
         return lock
 
-    def add_foreign(self, keys: Sequence[bytes], worker: str, ready_at: float, token: int, expires_at: float) -> None:
-        """Add a lock of another router, at those of its keys that no lock here covers."""
+    def add_foreign(
+        self, keys: Sequence[bytes], worker: str, ready_at: float, token: int | None, expires_at: float
+    ) -> GhostLock | None:
+        """Add a lock of another router, or process, at those of its keys that no lock here covers; return it if any."""
         free = [key for key in keys if key not in self._by_digest]
-        if free and not self.is_full:
-            now = self._clock()
-            lock = GhostLock(free, free, worker, taken_at=now, ready_at=ready_at, ours=False)
-            lock.token, lock.seen_at, lock.expires_at = token, now, expires_at
-            self._add(lock)
+        if not free or self.is_full:
+            return None
+        now = self._clock()
+        lock = GhostLock(free, free, worker, taken_at=now, ready_at=ready_at, ours=False)
+        lock.token, lock.seen_at, lock.expires_at = token, now, expires_at
+        self._add(lock)
+        return lock
 
     def remove(self, lock: GhostLock) -> None:
         """Forget a lock. May be called again."""

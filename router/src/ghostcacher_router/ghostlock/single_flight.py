@@ -5,8 +5,9 @@
                                   |                -> lost                      another router has taken it over
                                   +-> held by another router: withdrawn; the other's lock is watched instead
 
-Within one router the lock table decides, in which the very next request sees a lock that was taken. Among routers the
-store decides, with a fencing token. While the store is away, each router locks for itself.
+Within one process the lock table decides, in which the very next request sees a lock that was taken. Among processes of
+one router the memory decides that they share (sibling_locks.py), at once, and where there are no other routers, the
+store is not asked. Among routers the store decides, with a fencing token. While it is away, each locks for itself.
 
 Should the owner's router die, nobody renews its lock, and the store drops it after TTL_S. Should the owner's worker
 stall, the first follower whose wait budget ends takes the lock over: in the store with the token that it saw, so that
@@ -19,15 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from ghostcacher_connector.core.breaker import Breaker
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeldLock, LockGrant
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
+from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock, confirm_by
 from ghostcacher_router.ghostlock.lock_table import LockTable
+from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
+from ghostcacher_router.ghostlock.unlocks import Unlocks
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.types import Prompt
 
@@ -40,12 +42,6 @@ TTL_S = 2.0
 RENEW_S = 0.6
 """Three times within a TTL: two may fail."""
 
-CONFIRM_SHARE = 0.5
-CONFIRM_MIN_S, CONFIRM_MAX_S = 0.02, 0.25
-"""A request waits for the store to confirm its lock for so much of the time until its prompt is computed, within these
-bounds. Who goes on without an answer may compute what another router has computed, too: as many times as there are
-routers, where the store is slow. The upper bound is for a store that does not answer at all, until its time-out."""
-
 SETTLE_S = 0.1
 """From an answer's first byte until its prompt's blocks can be pulled, should the worker not report when: publishing
 them is asynchronous."""
@@ -55,20 +51,12 @@ TIMER_EARLY_S = 1e-8
 
 WATCH_S = 0.05
 """Between two reads of another router's lock, while a request waits for it."""
-
-UNLOCK_PAUSE_S = 0.01
-"""From one release in the store to the next: what is over meanwhile is released together. Who waits at another router
-looks less often."""
-
-
-def confirm_by(lock: GhostLock) -> float:
-    """Return how long requests wait for a lock of this router to be confirmed; loop clock, s."""
-    share_s = CONFIRM_SHARE * (lock.ready_at - lock.taken_at)
-    return lock.taken_at + min(CONFIRM_MAX_S, max(CONFIRM_MIN_S, share_s))
+CONFIRM_WATCH_S = 0.005
+"""The same, while the store has yet to confirm a lock of another process of this router."""
 
 
 class SingleFlight:
-    """The ghost locks of one router. On the event loop only; the store is asked in threads."""
+    """The ghost locks of one router process. On the event loop only; the store is asked in threads."""
 
     def __init__(
         self,
@@ -87,18 +75,18 @@ class SingleFlight:
         router: this router's name in the fleet.
         clock_offset: returns the loop's clock less the store's, in seconds.
         count: takes the result of each lock, a label value of ``gc_ghost_locks_total``.
-        alone: returns whether this is the only router: then the store need not hear of locks. A router that has just
-            joined is noticed at the next heartbeat; until then the two may compute a prefix each.
+        alone: returns whether there are no other routers, but for processes of this one: then the store need not hear
+            of locks. A router that has just joined is noticed at the next heartbeat; until then the two may compute a
+            prefix each.
         """
         self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
         self._router, self._clock_offset, self._count = router, clock_offset, count
         self._table = LockTable(clock)
+        self.siblings: SiblingLocks | None = None
+        """The locks of all processes of this router, where it has several."""
         self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unlocking: dict[bytes, int] = {}
-        """The tokens of keys that are to be released in the store."""
-        self._unlocks = False
-        """Whether a task does that."""
+        self._unlocks = None if store is None else Unlocks(store, offload)
 
     def __repr__(self) -> str:
         return f"SingleFlight({self._table!r})"
@@ -125,17 +113,31 @@ class SingleFlight:
 
     def find(self, namespace: str, prompt: Prompt, after: int) -> EncounteredLock | None:
         """Return the live lock that covers the most of a prompt beyond boundary `after` (-1: from its beginning)."""
-        return self._table.find(namespace, prompt, after)
+        found = self._table.find(namespace, prompt, after)
+        while found is not None and self._is_over(found.lock):
+            found = self._table.find(namespace, prompt, after)
+        return found
 
-    def take(self, namespace: str, prompt: Prompt, after: int, worker: str, ready_at: float) -> GhostLock | None:
+    def take(
+        self,
+        namespace: str,
+        prompt: Prompt,
+        after: int,
+        worker: str,
+        ready_at: float,
+        replaced: GhostLock | None = None,
+    ) -> GhostLock | None:
         """Lock a prompt beyond boundary `after` for this router, at once; None when nothing of it is free.
 
-        What a live lock covers is left to that one.
+        What a live lock covers is left to that one. One that is released already was in the way of another process's,
+        which is in the table now: decide anew. replaced: an overdue lock that this one takes over.
         """
         if self._table.is_full:
             self._release_expired()
         lock = self._table.take(namespace, prompt, after, worker, ready_at)
-        if lock is not None and not self.shared:
+        if lock is None or (self.siblings is not None and not self._agreed(self.siblings, lock, replaced)):
+            return lock
+        if not self.shared:
             self._confirmed(lock, "unavailable" if self.broken else "granted")
         return lock
 
@@ -149,7 +151,8 @@ class SingleFlight:
         """
         if self._store is None or lock.confirmed:
             return True
-        task = asyncio.get_running_loop().create_task(self._acquire(self._store, lock, replaced))
+        assert self._unlocks is not None
+        task = asyncio.get_running_loop().create_task(self._acquire(self._store, self._unlocks, lock, replaced))
         self._keep(task)
         await asyncio.wait({task}, timeout=max(0.0, confirm_by(lock) - self._clock()))
         if not lock.confirmed and not lock.released:
@@ -162,8 +165,8 @@ class SingleFlight:
             lock.changed.set()
             return
         self._drop(lock)
-        if lock.ours and lock.token is not None and self._store is not None:
-            self._unlock(self._store, lock.keys, lock.token)
+        if lock.ours and lock.token is not None and self._unlocks is not None:
+            self._unlocks.add(lock.keys, lock.token)
 
     def settle(self, lock: GhostLock) -> None:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
@@ -182,19 +185,20 @@ class SingleFlight:
         while not changed.is_set() and self._table.is_live(lock) and (now := self._clock()) < until:
             pause_s = min(until, lock.expires_at) - now
             if not lock.ours:
-                pause_s = min(pause_s, WATCH_S)
+                pause_s = min(pause_s, WATCH_S if lock.confirmed else CONFIRM_WATCH_S)
             try:
                 async with asyncio.timeout(max(0.0, pause_s)):
                     await changed.wait()
             except TimeoutError:
-                if not lock.ours:
+                if not lock.ours and not self._is_over(lock) and lock.sibling_token is None:
                     self._start_watch(lock)
         if not self._table.is_live(lock):
             self.release(lock)
 
     async def renew(self) -> None:
-        """Renew in the store what this router holds, once. To be called every RENEW_S."""
+        """Renew in the store, and among siblings, what this router holds, once. To be called every RENEW_S."""
         self._release_expired()
+        self._renew_here()
         if self._store is None:
             return
         store, offset = self._store, self._clock_offset()
@@ -233,6 +237,8 @@ class SingleFlight:
     async def drain(self) -> None:
         """Wait until everything has been written to the store. Bounded by its time-out."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._unlocks is not None:
+            await self._unlocks.drain()
 
     def check_invariants(self) -> None:
         """Assert that the table is consistent."""
@@ -244,21 +250,78 @@ class SingleFlight:
 
     def _drop(self, lock: GhostLock) -> None:
         """End a lock here, and wake who waits for it."""
+        self._withdraw(lock)
+        lock.changed.set()
+
+    def _withdraw(self, lock: GhostLock) -> None:
         lock.released = True
         self._table.remove(lock)
-        lock.changed.set()
+        if self.siblings is not None and lock.ours and lock.sibling_token is not None:
+            self.siblings.release(lock.sibling_token)
 
     def _confirmed(self, lock: GhostLock, result: str) -> None:
         self._count(result)
+        self._may_count_on(lock)
+
+    def _may_count_on(self, lock: GhostLock) -> None:
+        """Let requests count on a lock."""
         lock.confirmed = True
+        self._tell_siblings(lock)
         # Who has waited for the confirmation decides anew; who will wait for the end gets an event of its own.
         lock.changed.set()
         lock.changed = asyncio.Event()
 
-    async def _acquire(self, store: CoordinationStore, lock: GhostLock, replaced: GhostLock | None) -> None:
+    # The other processes of this router
+
+    def _tell_siblings(self, lock: GhostLock) -> None:
+        """Let requests of other processes count on a lock."""
+        if self.siblings is not None and lock.ours and lock.sibling_token is not None:
+            self.siblings.grant(lock.sibling_token, lock.token)
+
+    def _agreed(self, siblings: SiblingLocks, lock: GhostLock, replaced: GhostLock | None) -> bool:
+        """Return whether no other process has a lock that was taken here; else withdraw it, and add theirs."""
+        before = None if replaced is None else replaced.sibling_token
+        lock.sibling_token, held = siblings.take(lock.keys, lock.worker, lock.ready_at, TTL_S, replaced=before)
+        if not held:
+            return True
+        self._withdraw(lock)
+        for found, keys in held.items():
+            expires_at = self._clock() + TTL_S
+            theirs = self._table.add_foreign(keys, found.worker, found.ready_at, found.store_token, expires_at)
+            if theirs is not None:
+                theirs.sibling_token, theirs.confirmed = found.token, found.granted
+        return False
+
+    def _is_over(self, lock: GhostLock) -> bool:
+        """Look at the lock of another process, and return whether it is over. Of any other lock it is not known."""
+        if self.siblings is None or lock.ours or lock.sibling_token is None:
+            return False
+        found = self.siblings.look(lock.sibling_token)
+        if found is None:
+            self._drop(lock)
+            return True
+        lock.expires_at, lock.token = self._clock() + TTL_S, found.store_token
+        if not lock.confirmed and (found.granted or self._clock() >= confirm_by(lock)):
+            self._may_count_on(lock)
+        return False
+
+    def _renew_here(self) -> None:
+        siblings = self.siblings
+        if siblings is None:
+            return
+        for lock in self._table:
+            if lock.ours and lock.sibling_token is not None and not siblings.renew(lock.sibling_token, TTL_S):
+                self._count("lost")
+                self.release(lock)
+
+    # The store
+
+    async def _acquire(
+        self, store: CoordinationStore, unlocks: Unlocks, lock: GhostLock, replaced: GhostLock | None
+    ) -> None:
         offset = self._clock_offset()
         # Else the lock before this one, which is over here, would be in its way.
-        first = {key: self._unlocking.pop(key) for key in lock.keys if key in self._unlocking}
+        first = unlocks.pop(lock.keys)
         if replaced is not None and replaced.token is not None:
             first |= dict.fromkeys(replaced.keys, replaced.token)
 
@@ -279,9 +342,11 @@ class SingleFlight:
         if grant.token is not None:
             lock.token = grant.token
             if lock.released:
-                self._unlock(store, lock.keys, grant.token)
+                unlocks.add(lock.keys, grant.token)
             elif not lock.confirmed:
                 self._confirmed(lock, "granted")
+            else:
+                self._tell_siblings(lock)
         elif not lock.released and not lock.confirmed:
             self._yield_to(lock, grant.held)
 
@@ -291,8 +356,7 @@ class SingleFlight:
         Who waits for it is woken by `release`, when its request has been withdrawn, too: before that the request seems
         to compute the prefix where it was placed, and others would go there.
         """
-        lock.released = True
-        self._table.remove(lock)
+        self._withdraw(lock)
         expires_at, offset = self._clock() + TTL_S, self._clock_offset()
         by_token: dict[int, list[HeldLock]] = {}
         for one in held:
@@ -330,25 +394,6 @@ class SingleFlight:
             return call()
 
         return checked
-
-    def _unlock(self, store: CoordinationStore, keys: Sequence[bytes], token: int) -> None:
-        """Have keys released in the store: now, or with others a moment later."""
-        self._unlocking |= dict.fromkeys(keys, token)
-        if not self._unlocks:
-            self._unlocks = True
-            self._keep(asyncio.get_running_loop().create_task(self._unlock_all(store)))
-
-    async def _unlock_all(self, store: CoordinationStore) -> None:
-        try:
-            while tokens := self._unlocking:
-                self._unlocking = {}
-                try:
-                    await self._offload(partial(store.unlock, tokens))
-                except IndexUnavailable as exc:
-                    logger.debug("ghost locks expire by themselves: %s", exc)
-                await asyncio.sleep(UNLOCK_PAUSE_S)
-        finally:
-            self._unlocks = False
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -1,6 +1,6 @@
 """Chooses the worker of each request. `Picker` is the Dispatcher that the HTTP proxy asks.
 
-One decision (`Picker._decide`), in steps:
+One decision (`Picker._decide_once`), in steps:
 
     1. candidates    the ready workers that serve the request's model                        candidates.py
     2. prefix match  how much of the prompt each of them has, and how much it could pull     signals/prefix_match.py
@@ -13,6 +13,8 @@ One decision (`Picker._decide`), in steps:
                      is computed, a ghost lock on it                                         in_flight.py
 
 A request without a prompt, and every request while no worker reports its load, goes by fallback.py instead of 5 and 6.
+
+Where another process of this router turns out to compute the prefix at 7, the decision is made anew, with that known.
 
 `place_now` decides whatever needs no waiting. `place` also waits, each time bounded: for the index (2), for another
 request's ghost lock (5), and for the store to tell a session's worker (6) or to confirm a ghost lock (7). After each
@@ -32,8 +34,7 @@ from ghostcacher_router.ghostlock.followers import (
     recompute_forecast,
     wait_budget_s,
 )
-from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
-from ghostcacher_router.ghostlock.single_flight import confirm_by
+from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock, confirm_by
 from ghostcacher_router.placement.assessment import Assessment, Assessor
 from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.context import Dependencies, RoutingState
@@ -57,6 +58,10 @@ old knowledge it goes to a worker that has evicted the prefix, or past one that 
 LOOKUP_MAX_S = 0.1
 """But no longer than this. So long it waits after a lock: who has waited for a prefix must not miss it for a slow
 answer."""
+
+YIELDS_MAX = 4
+"""Decisions in a row that turn out to be in the way of other processes. Then the request is placed without regard to
+locks: so many processes compute what it has in common with others."""
 
 AFFINITY_MS = 5.0
 """A session stays at its worker for so small a difference, whatever share of the forecast it is."""
@@ -82,6 +87,13 @@ class WaitForLock(NamedTuple):
     lock: GhostLock
     until: float
     """End of the wait; loop clock, s."""
+
+
+class Yielded(NamedTuple):
+    """Another process of this router computes the prefix: its lock is known now."""
+
+    lock: GhostLock
+    """The one that was taken, and withdrawn."""
 
 
 class _Progress:
@@ -195,6 +207,18 @@ class Picker:
 
         now_only: None is returned when the placement needs a lock that the store has to confirm.
         """
+        for _ in range(YIELDS_MAX):
+            step = self._decide_once(ask, progress, now_only=now_only)
+            if not isinstance(step, Yielded):
+                return step
+        progress.honours_locks = False
+        step = self._decide_once(ask, progress, now_only=now_only)
+        assert not isinstance(step, Yielded), "no lock is taken"
+        return step
+
+    def _decide_once(
+        self, ask: Ask, progress: _Progress, *, now_only: bool
+    ) -> PlacedRequest | WaitForLock | LookupNeeded | Yielded | None:
         found = self._assessor.assess(ask, may_look_up=progress.may_look_up, newer_than=progress.newer_than)
         if isinstance(found, LookupNeeded):
             return found
@@ -246,7 +270,7 @@ class Picker:
 
     def _honour(
         self, this: _Round, encountered: Sequence[EncounteredLock], progress: _Progress, *, now_only: bool
-    ) -> PlacedRequest | WaitForLock | None:
+    ) -> PlacedRequest | WaitForLock | Yielded | None:
         """Decide about a request that encounters ghost locks."""
         found = this.assessment
         recompute = recompute_forecast(this.ranking, encountered, this.best, self._draw(found))
@@ -289,7 +313,7 @@ class Picker:
         *,
         now_only: bool,
         replaces: GhostLock | None = None,
-    ) -> PlacedRequest | None:
+    ) -> PlacedRequest | Yielded | None:
         """Reserve a place at the chosen worker, under a ghost lock if much is computed there.
 
         replaces: an overdue lock that the new one takes over.
@@ -299,14 +323,16 @@ class Picker:
         locking = progress.honours_locks and enough and worker.namespace is not None
         if locking and now_only and self._locks.shared:
             return None
+        lock: GhostLock | None = None
+        if locking and worker.namespace is not None:
+            ready_at, warm = now + chosen.ttft_ms / 1e3, this.match.warm_in(worker.namespace)
+            lock = self._locks.take(worker.namespace, this.match.prompt, warm, worker.name, ready_at, replaces)
+            if lock is not None and lock.released:
+                return Yielded(lock)
         if not self._state.locations.available:
             self._metrics.fallbacks.inc("index")
         placed = self._tracker.reserve(this.ask, worker, reason, chosen)
-        if locking and worker.namespace is not None:
-            ready_at = now + chosen.ttft_ms / 1e3
-            warm = this.match.warm_in(worker.namespace)
-            placed.lock = self._locks.take(worker.namespace, this.match.prompt, warm, worker.name, ready_at)
-            placed.replaces = replaces
+        placed.lock, placed.replaces = lock, None if lock is None else replaces
         placed.lock_result = _lock_result(reason, progress, replaces, now)
         return placed
 
@@ -319,7 +345,7 @@ class Picker:
         if trace is not None:
             trace.waited(began_at, self._clock(), worker=lock.worker)
         progress.waited |= followed
-        if not lock.ours:
+        if not lock.ours and followed:
             # Another router's request: only the index can tell whether the prefix is there now.
             progress.newer_than, progress.may_look_up = self._clock(), True
 

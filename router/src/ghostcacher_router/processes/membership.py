@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ghostcacher_router.feed.subscription import Subscription
+from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
@@ -57,9 +58,16 @@ class Membership:
         self._whole = WholeRouter(local, metrics, self.seat, self.siblings, shared=shared)
         return self._whole
 
-    def feed(self) -> Subscription | None:
-        """Return what hears what is read from Redis for all processes; None without Redis."""
-        return Subscription(Path(self.seat.feed), time.monotonic) if self.seat.feed else None
+    def shared(self) -> tuple[Subscription | None, SiblingLocks | None]:
+        """Return what hears what is read from Redis for all processes, and their ghost locks; None without Redis."""
+        seat, clock, locks = self.seat, time.monotonic, None
+        if not seat.feed:
+            return None, None
+        try:
+            locks = None if seat.locks is None else SiblingLocks(seat.locks, seat.generation, clock)
+        except (OSError, ValueError) as exc:
+            logger.warning("process %s agrees on ghost locks with others through Redis: %s", seat.name, exc)
+        return Subscription(Path(seat.feed), clock), locks
 
     async def accept(self, proxy: HttpProxy, slot: int | None = None) -> int:
         """Have the proxy listen for a slot, the own one for None; return the port. Raises OSError."""

@@ -39,6 +39,8 @@ class Seat(msgspec.Struct, frozen=True):
     """Whether another child serves until this one does."""
     feed: str = ""
     """Where the feed has its unix socket; none for "" (no Redis)."""
+    locks: int | None = None
+    """File number of the memory of all processes' ghost locks (`ghostcacher_router.ghostlock.sibling_locks`)."""
 
     @property
     def name(self) -> str:
@@ -61,7 +63,8 @@ class Start(msgspec.Struct, frozen=True):
     @property
     def files(self) -> list[int]:
         """Numbers of the files that it is to have."""
-        return [number for slot in self.seat.sockets for number in slot]
+        locks = [] if self.seat.locks is None else [self.seat.locks]
+        return locks + [number for slot in self.seat.sockets for number in slot]
 
 
 class FeedStart(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ import msgspec
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.ghostlock.sibling_locks import shared_file
 from ghostcacher_router.processes.child import Child
 from ghostcacher_router.processes.feed import FeedProcess
 from ghostcacher_router.processes.listeners import Listeners
@@ -84,6 +85,7 @@ class Supervisor:
         self._settings, self._read_again, self._listeners, self._folder = settings, read_again, listeners, folder
         self._router = secrets.token_hex(4)
         self._slots = Slots(settings.processes)
+        self._locks = shared_file()
         self._generation = self._feeds = 0
         self._feed = self._new_feed()
         self._alive: set[Child] = set()
@@ -168,6 +170,7 @@ class Supervisor:
             self._listeners.numbers(),
             replaces=slot.child is not None,
             feed=self._feed.path,
+            locks=self._locks,
         )
         try:
             child = await Child.started(Start(seat, self._settings))
@@ -250,6 +253,7 @@ class Supervisor:
         within_s = self._settings.drain_timeout_s + END_S
         statuses = await asyncio.gather(*(child.end_within(within_s) for child in self._alive))
         await self._feed.end()
+        os.close(self._locks)
         killed = sum(each == -signal.SIGKILL for each in statuses)
         if killed:
             logger.error("%d processes did not end, and were killed", killed)

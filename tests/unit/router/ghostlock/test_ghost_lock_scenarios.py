@@ -25,11 +25,11 @@ def check_idle(sim: Sim) -> None:
         router.routing.state.locks.check_invariants()
 
 
-@pytest.mark.parametrize("routers", [1, 2, 3])
+@pytest.mark.parametrize(("routers", "processes"), [(1, 1), (2, 1), (3, 1), (2, 2), (4, 4), (4, 2)])
 @virtual
-async def test_burst_on_a_cold_prefix_computes_it_once(routers: int) -> None:
+async def test_burst_on_a_cold_prefix_computes_it_once(routers: int, processes: int) -> None:
     """32 requests over 4 workers compute a shared document once, and none waits longer than computing would take."""
-    sim = Sim(4, routers)
+    sim = Sim(4, routers, processes=processes)
     await sim.settle()
     served = await all_of(await burst(sim, 32))
     assert sim.times_computed(DOC) == 1
@@ -40,14 +40,14 @@ async def test_burst_on_a_cold_prefix_computes_it_once(routers: int) -> None:
     check_idle(sim)
 
 
-@pytest.mark.parametrize("routers", [2, 4])
+@pytest.mark.parametrize(("routers", "processes"), [(2, 1), (4, 1), (4, 2)])
 @pytest.mark.parametrize("round_trip_s", [0.0005, 0.018, 0.022, 0.05])
 @virtual
 async def test_burst_through_several_routers_computes_a_prefix_once_however_slow_redis_is(
-    round_trip_s: float, routers: int
+    round_trip_s: float, routers: int, processes: int
 ) -> None:
     """Routers that all want to place it at once wait for the store's word, and for each other, within the budget."""
-    sim = Sim(4, routers, round_trip_s=round_trip_s)
+    sim = Sim(4, routers, round_trip_s=round_trip_s, processes=processes)
     await sim.settle(4)
     served = await all_of(await burst(sim, 64))
     assert sim.times_computed(DOC) == 1
@@ -82,11 +82,11 @@ async def test_requests_that_come_while_it_is_computed_follow() -> None:
     assert sim.times_computed(DOC) == 1
 
 
-@pytest.mark.parametrize("routers", [1, 2])
+@pytest.mark.parametrize(("routers", "processes"), [(1, 1), (2, 1), (2, 2)])
 @virtual
-async def test_engines_that_do_not_share_what_they_compute_get_no_followers(routers: int) -> None:
+async def test_engines_that_do_not_share_what_they_compute_get_no_followers(routers: int, processes: int) -> None:
     """Where who comes next would compute it again, requests wait for its end, and then go there or pull it."""
-    sim = Sim(3, routers, shares_prefill=False)
+    sim = Sim(3, routers, shares_prefill=False, processes=processes)
     await sim.settle()
     tasks = await burst(sim, 8)
     for number in range(8, 16):
@@ -138,11 +138,11 @@ async def test_prefix_of_one_kind_is_cold_for_the_other() -> None:
     assert max(one.waited_s for one in served) <= COMPUTE_S * WAIT_BUDGET_FACTOR
 
 
-@pytest.mark.parametrize("routers", [1, 2])
+@pytest.mark.parametrize(("routers", "processes"), [(1, 1), (2, 1), (2, 2)])
 @virtual
-async def test_owner_killed_next_takes_over(routers: int) -> None:
+async def test_owner_killed_next_takes_over(routers: int, processes: int) -> None:
     """The owner's worker dies half way: one other computes, everybody is served, nobody waits longer than allowed."""
-    sim = Sim(4, routers)
+    sim = Sim(4, routers, processes=processes)
     await sim.settle()
     tasks = await burst(sim, 24)
     await asyncio.sleep(COMPUTE_S / 2)
@@ -155,11 +155,11 @@ async def test_owner_killed_next_takes_over(routers: int) -> None:
     assert max(one.ttft_s for one in served) <= 2 * COMPUTE_S * WAIT_BUDGET_FACTOR + 0.5
 
 
-@pytest.mark.parametrize("routers", [1, 2])
+@pytest.mark.parametrize(("routers", "processes"), [(1, 1), (2, 1), (2, 2), (4, 2)])
 @virtual
-async def test_owner_stalled_one_follower_takes_over(routers: int) -> None:
+async def test_owner_stalled_one_follower_takes_over(routers: int, processes: int) -> None:
     """The owner's worker stops computing: a follower whose wait budget ends computes, and the rest follow that one."""
-    sim = Sim(4, routers)
+    sim = Sim(4, routers, processes=processes)
     await sim.settle()
     tasks = await burst(sim, 24)
     await asyncio.sleep(0.05)
@@ -190,10 +190,11 @@ async def test_late_owner_gets_no_followers() -> None:
     assert served.waited_s <= 3100 / RATE * WAIT_BUDGET_FACTOR + MARGIN_S
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @virtual
-async def test_owners_router_killed_lock_expires() -> None:
-    """The router of the owner dies: its lock runs out in the store, and the other router's requests take over."""
-    sim = Sim(4, 2)
+async def test_owners_router_killed_lock_expires(processes: int) -> None:
+    """The router of the owner dies, or the process: its lock runs out, and the other's requests take over."""
+    sim = Sim(4, 2, processes=processes)
     await sim.settle()
     long = text_of("long", 80_000)
     first, second = sim.routers
@@ -254,10 +255,11 @@ async def test_follower_at_another_router_asks_the_index_again() -> None:
     await first
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @virtual
-async def test_client_leaves_while_waiting_nothing_is_left() -> None:
+async def test_client_leaves_while_waiting_nothing_is_left(processes: int) -> None:
     """Requests that are given up at any point of their way leave no lock, no reservation and no waiting follower."""
-    sim = Sim(4, 2)
+    sim = Sim(4, 2, processes=processes)
     await sim.settle()
     for delay in (0.0, 0.0003, 0.0007, 0.01, 0.3):
         tasks = await burst(sim, 8)

@@ -12,19 +12,16 @@ import pytest
 from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.types import SectionType
-from ghostcacher_router.ghostlock.ghost_lock import GhostLock
+from ghostcacher_router.ghostlock.ghost_lock import CONFIRM_MAX_S, CONFIRM_MIN_S, CONFIRM_SHARE, GhostLock
 from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
-    CONFIRM_MAX_S,
-    CONFIRM_MIN_S,
-    CONFIRM_SHARE,
     RENEW_S,
     SETTLE_S,
     TTL_S,
-    UNLOCK_PAUSE_S,
     WATCH_S,
     SingleFlight,
 )
+from ghostcacher_router.ghostlock.unlocks import UNLOCK_PAUSE_S
 from ghostcacher_router.types import Prompt
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual

@@ -47,7 +47,8 @@ def test_probes_of_a_worker_are_bounded(processes: int, interval_s: float) -> No
 def test_settings_reach_a_child_as_they_are() -> None:
     """Secrets, too, which a repr of what is sent does not show."""
     given = settings(2, admin_token="0123456789abcdef", workers=("http://a:1",), connections_per_address_max=7)
-    start = Start(Seat(1, 7, 2, "r", "/tmp/x", ((3,), (4,))), given)
+    start = Start(Seat(1, 7, 2, "r", "/tmp/x", ((3,), (4,)), locks=5), given)
     assert msgspec.json.decode(msgspec.json.encode(start), type=Start) == start
     assert start.seat.name == "1.7"
+    assert start.files == [5, 3, 4]
     assert "0123456789abcdef" not in repr(start)
