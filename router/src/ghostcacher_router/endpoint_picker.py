@@ -6,7 +6,8 @@ What a router answers itself is at its HTTP port as ever (`/health`, `/ready`, `
 is sent there is routed. All pickers and routers of a fleet share what they know through Redis.
 
 Start: as the router's, then the pool is read once, for a bounded time, and gRPC listens.
-End: the health service says so, no new stream is taken, and those under way have `drain_timeout_s` to end.
+End: the health service says so, until gateways that check it have heard of it; then no new stream is taken, and those
+under way have `drain_timeout_s` to end.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ async def _main(settings: PickerSettings, read_again: Callable[[], PickerSetting
     try:
         await picker.start()
         await signals.wait_for_end()
+        await picker.server.give_notice()
         logger.info("stopping: %d streams have %g s to end", picker.server.streams, router.drain_timeout_s)
     finally:
         await picker.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator, Sequence
@@ -147,6 +148,28 @@ async def test_envoy_chooses_for_itself_without_a_picker(tmp_path: Path) -> None
         assert [len(engine.chats) for engine in engines] == [2, 2, 2]
         for engine in engines:
             assert not {name.encode() for name in own} & {name for each in engine.chats for name in each.headers}
+
+
+@on_loop
+async def test_picker_that_ends_in_good_order_costs_no_request(tmp_path: Path) -> None:
+    """Envoy hears from the health service that it ends while it still takes streams, and then chooses for itself."""
+    engine = ChatEngine()
+    async with gateway_of(tmp_path, [engine], MODES[0]) as (client, picker):
+        found: list[int] = []
+
+        async def ask() -> None:
+            while True:
+                found.append((await client.post(PATH, content=chat())).status_code)
+
+        asking = asyncio.create_task(ask())
+        await until(lambda: len(found) > 1)
+        await picker.server.give_notice()
+        await picker.server.stop(0)
+        after = len(found)
+        await until(lambda: len(found) > after + 10)
+        asking.cancel()
+        assert set(found) == {200}
+        assert picker.router.parts().metrics.requests_by_status()["200"] > 1
 
 
 @on_loop

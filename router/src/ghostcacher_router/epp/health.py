@@ -21,6 +21,8 @@ from ghostcacher_router.epp.messages import SERVICE
 HEALTH_SERVICE = "grpc.health.v1.Health"
 LIVENESS, READINESS = "liveness", "readiness"
 WATCH_POLL_S = 0.5
+ASKED_S = 15.0
+"""Whoever asks does so several times in this time."""
 WATCHES_MAX = 64
 """At a time: whoever watches stays, and must not take the place of those that only ask."""
 
@@ -31,6 +33,12 @@ class HealthService:
     def __init__(self, ready: Callable[[], bool], ending: Callable[[], bool]) -> None:
         self._ready, self._ending = ready, ending
         self._watches = 0
+        self._asked_at = float("-inf")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody goes by what is said here."""
+        return self._watches > 0 or asyncio.get_running_loop().time() - self._asked_at < ASKED_S
 
     def handler(self) -> Any:
         """Return what a gRPC server takes."""
@@ -52,6 +60,7 @@ class HealthService:
         return int(pb.HealthCheckResponse.SERVICE_UNKNOWN)
 
     async def _check(self, request: Any, context: Any) -> Any:
+        self._asked_at = asyncio.get_running_loop().time()
         status = self.status(request.service)
         if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
             expected = f"expected {LIVENESS}, {READINESS}, {SERVICE} or nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable
@@ -32,6 +33,8 @@ PINGS_APART_S = 5.0
 
 HEALTH_CALLS_MAX = 128
 """Health checks and watches, beside gateways' requests: a picker that has all it can take is still a ready one."""
+NOTICE_S = 2.0
+"""From the first word that a picker ends to the first stream that it refuses. `deploy/envoy` asks once a second."""
 
 
 class PickerServer:
@@ -100,6 +103,12 @@ class PickerServer:
         if not self.port:
             raise ConfigError(f"grpc_listen: {listen}: expected a free address, and a certificate with its key")
         await self._server.start()
+
+    async def give_notice(self) -> None:
+        """Say by the health service that this picker ends, and take streams until those who ask have heard of it."""
+        self._draining = True
+        if self._health.is_asked:
+            await asyncio.sleep(NOTICE_S)
 
     async def stop(self, grace_s: float) -> None:
         """Take no more streams, let those under way end for so long, and cut the others. Idempotent."""
