@@ -22,9 +22,9 @@ INDEXED = {
 }
 """With an index and engines that report, of a prompt whose first seven parts in eight are known."""
 PLAIN_ENGINES = {
-    2 * KIB: Steps(placement=1_175, parsing=260, forwarding=450),
-    32 * KIB: Steps(placement=1_935, parsing=307, forwarding=450),
-    256 * KIB: Steps(placement=2_045, parsing=505, forwarding=450),
+    2 * KIB: Steps(placement=1_150, parsing=260, forwarding=450),
+    32 * KIB: Steps(placement=1_925, parsing=307, forwarding=450),
+    256 * KIB: Steps(placement=2_035, parsing=505, forwarding=450),
 }
 """With engines of which nothing is known but what they were sent."""
 STREAMED = Steps(placement=1_575, parsing=260, forwarding=740)
