@@ -55,7 +55,9 @@ class CandidateFinder:
     def __init__(self, fleet: FleetPort, stored: StoredObjects, in_flight: Callable[[str], int]) -> None:
         """in_flight: returns how many requests of this router are at a worker."""
         self._fleet, self._stored, self._in_flight = fleet, stored, in_flight
-        self._seen: dict[tuple[str | None, bool], Candidates] = {}
+        self._seen: dict[tuple[str | None, bool], tuple[Sequence[WorkerPort], Candidates]] = {}
+        """The candidates of requests for a model that name no worker, and the fleet's list that they were found in. Of
+        those that are to have the prompt computed alone apart."""
         self._roles: dict[str | None, _Roles] = {}
 
     def find(self, ask: Ask) -> Candidates:
@@ -75,8 +77,13 @@ class CandidateFinder:
                 self._seen.pop((model, computes), None)
             self._roles.pop(model, None)
             raise _nobody(base or model, self._fleet.models())
-        workers = self._in_role(base or model, workers, ask.step)
-        wanted = _wanted_rank(ask)
+        wanted, limits = _wanted_rank(ask), self._fleet.limits()
+        # Those that a base model's workers find by themselves have whatever name clients think of.
+        usual = not (ask.exclude or limits) and wanted is None and base is None
+        key = model, ask.step is PdRole.PREFILL
+        if usual and (seen := self._seen.get(key)) is not None and seen[0] is workers:
+            return seen[1]
+        listed, workers = workers, self._in_role(base or model, workers, ask.step)
         if wanted is not None:
             workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
             if not workers:
@@ -86,16 +93,11 @@ class CandidateFinder:
             if not workers:
                 message = "Every worker that could take the request has refused it. Please try again."
                 raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
-        limits = self._fleet.limits()
         if limits:
             workers = self._within(limits, workers)
-        if ask.exclude or limits or wanted is not None or base is not None:
-            # The last have whatever names clients think of.
-            return _candidates(workers, model)
-        key = model, ask.step is PdRole.PREFILL
-        found = self._seen.get(key)
-        if found is None or found.workers is not workers:
-            found = self._seen[key] = _candidates(workers, model)
+        found = _candidates(workers, model)
+        if usual:
+            self._seen[key] = listed, found
         return found
 
     def hands_over(self, model: str | None) -> bool:

@@ -203,8 +203,10 @@ class InFlightTracker:
         if forecast is not None and placed.ask.shape.prompt is not None:
             self._count_tokens(forecast)
         use = placed.cache_use
-        self._learn_room(placed, now)
-        is_new = not isinstance(use, CacheUse) or use.sent_bytes == use.held_bytes
+        is_new = True
+        if isinstance(use, CacheUse):
+            self._learn_room(placed, use, now)
+            is_new = use.sent_bytes == use.held_bytes
         self._queues.answer_began(placed.reservation, now, is_new=is_new)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
@@ -245,13 +247,10 @@ class InFlightTracker:
 
     def _has_found(self, placed: PlacedRequest) -> bool:
         """Whether a worker has answered with an adapter that it is not known to have."""
+        if placed.adapter is None or not placed.is_answered:
+            return False
         worker = self._fleet.workers.get(placed.worker)
-        return (
-            placed.is_answered
-            and placed.adapter is not None
-            and worker is not None
-            and (placed.adapter not in worker.models)
-        )
+        return worker is not None and placed.adapter not in worker.models
 
     def on_failed(self, placed: PlacedRequest, kind: str, why: str, *, sure: bool) -> None:
         self._fleet.failed(placed.worker, kind, why, sure=sure)
@@ -267,11 +266,11 @@ class InFlightTracker:
         self._sent_caches.forget_worker(worker)
         self._adapters.forget_worker(worker)
 
-    def _learn_room(self, placed: PlacedRequest, now: float) -> None:
+    def _learn_room(self, placed: PlacedRequest, use: CacheUse, now: float) -> None:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""
-        prompt, use = placed.ask.shape.prompt, placed.cache_use
+        prompt = placed.ask.shape.prompt
         computed_max = self._queues.computed_max(placed.reservation, now)
-        if computed_max is None or prompt is None or not isinstance(use, CacheUse) or not placed.ask.shape.stream:
+        if computed_max is None or prompt is None or not placed.ask.shape.stream:
             # What is no stream begins with its end.
             return
         size_max = computed_max * prompt.size // max(1, placed.reservation.tokens)

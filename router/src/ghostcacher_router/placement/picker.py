@@ -224,15 +224,15 @@ class Picker:
             return found
         candidates, match, prompt = found.candidates, found.match, ask.shape.prompt
         if prompt is None:
-            return self._fallback.least_loaded(
-                ask, self._best(found.ranking(), found), only=len(candidates.workers) == 1
-            )
+            ranking = found.ranking()
+            best = ranking.forecast_at(ranking.best_place(self._draw(found)))
+            return self._fallback.least_loaded(ask, best, only=len(candidates.workers) == 1)
         if match is None or not found.queues.reported:
             return self._place_without_reports(ask, prompt, self._assessor.own_memory(prompt, found))
         if len(candidates.workers) == 1:
             return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, found.forecast_at(0))
         ranking = found.ranking()
-        best = self._within_share(self._best(ranking, found), ranking, found)
+        best = self._best(ranking, found)
         this = _Round(ask, found, match, ranking, best)
         if progress.honours_locks and len(self._locks):
             tokens_min = self._options.ghost_lock_tokens_min
@@ -245,19 +245,18 @@ class Picker:
     def _draw(self, found: Assessment) -> Draw:
         """Return how one of equals is chosen: new text comes to stay where it goes, so it goes to who was sent less."""
         queues, match, now = self._state.queues, found.match, found.now
-        if match is None or match.new_tokens < NEW_TOKENS_MIN:
-            return Draw(self._rng, lambda _: 0.0)
-        return Draw(self._rng, lambda worker: queues.recent(worker, now))
+
+        def recent(worker: str) -> float:
+            return 0.0 if match is None or match.new_tokens < NEW_TOKENS_MIN else queues.recent(worker, now)
+
+        return Draw(self._rng, recent)
 
     def _best(self, ranking: Ranking, found: Assessment) -> Forecast:
-        best = ranking.best(self._draw(found))
-        assert best is not None, "there is at least one candidate"
-        return best
-
-    def _within_share(self, best: Forecast, ranking: Ranking, found: Assessment) -> Forecast:
         """Return the best forecast; or, if its worker was sent too much of late, the best with a price for that."""
-        prices = found.queues.share_prices(found.now, found.queues.listed.places[best.worker])
-        return best if prices is None else ranking.best_priced(self._draw(found), prices)
+        draw = self._draw(found)
+        place = ranking.best_place(draw)
+        prices = found.queues.share_prices(found.now, place)
+        return ranking.forecast_at(place if prices is None else ranking.best_place(draw, prices))
 
     def _place_without_reports(self, ask: Ask, prompt: Prompt, found: Assessment) -> PlacedRequest:
         """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""

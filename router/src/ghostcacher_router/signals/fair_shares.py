@@ -48,9 +48,12 @@ def prices(recent: Sequence[float], speeds: Sequence[float]) -> list[float]:
     return [min(MS_EACH * count, MS_MAX) if count > 0.0 else 0.0 for count in beyond]
 
 
-def price_column(recent: Column, speeds: Column, place: int | None = None) -> Column | None:
-    """Return the same of many workers, but for rounding. place: None is returned when the one there has no price."""
-    free = free_of(float(np.add.reduce(recent)), float(np.add.reduce(speeds)))
+def price_column(recent: Column, speeds: Column, speed: float, place: int | None = None) -> Column | None:
+    """Return the same of many workers, but for rounding.
+
+    speed: of all, together. place: None is returned when the worker there has no price.
+    """
+    free = free_of(float(np.add.reduce(recent)), speed)
     if place is not None and recent.item(place) <= free * speeds.item(place) + SPARE:
         return None
     return np.minimum(np.maximum(recent - (free * speeds + SPARE), 0.0) * MS_EACH, MS_MAX)

@@ -82,7 +82,7 @@ class PrefixMatch(NamedTuple):
     """Tokens of the whole prompt: an estimate, unless the prompt came as token ids."""
     held: Holders
     """Tokens in each worker's own cache, as the index says."""
-    sent: Mapping[str, int]
+    sent: dict[str, int]
     """The same where this router has sent the worker more than the index says, by worker name."""
     pullable: dict[str | None, int]
     """The most tokens that one worker of a namespace has for its peers, by namespace."""
@@ -146,23 +146,6 @@ class PrefixMatch(NamedTuple):
         return self.tokens * self.prompt.ends[boundary] // max(1, self.prompt.size)
 
 
-class _Partial:
-    """A match that is being put together. `held`, `sent`, `pullable`, `warm` and `pulls` are as in PrefixMatch.
-
-    known: the deepest boundary whose blocks the prefix map knows, by namespace.
-    """
-
-    __slots__ = ("held", "known", "pullable", "pulls", "sent", "warm")
-
-    def __init__(self, pulls: bool) -> None:
-        self.pulls = pulls
-        self.known: dict[str, KnownPort] = {}
-        self.held = NOBODY
-        self.sent: dict[str, int] = {}
-        self.pullable: dict[str | None, int] = {}
-        self.warm: dict[str, int] = {}
-
-
 class _Resolved(NamedTuple):
     """Who holds a prefix, and what that was found out from. While these are the same objects, so are the holders."""
 
@@ -199,28 +182,31 @@ class PrefixMatcher:
         may_look_up: whether LookupNeeded is an answer; otherwise what is known must do.
         newer_than: loop clock, s; what the index said before that time does not count.
         """
-        tokens = prompt.tokens or 0
-        partial = _Partial(pulls)
+        tokens, held = prompt.tokens or 0, NOBODY
+        known: dict[str, KnownPort] = {}
+        pullable: dict[str | None, int] = {}
+        warm: dict[str, int] = {}
         for namespace in namespaces:
             if namespace is None:
                 continue
             tokens = tokens or self._prefix_map.tokens_of(namespace, prompt)
             deepest = self._prefix_map.deepest(namespace, prompt)
             if deepest is not None:
-                held = self._locations.get(namespace, deepest, newer_than=newer_than, old=not may_look_up)
-                if held is None:
+                said = self._locations.get(namespace, deepest, newer_than=newer_than, old=not may_look_up)
+                if said is None:
                     return LookupNeeded(namespace, prompt)
-                partial.known[namespace] = deepest
-                holders = self._holders(namespace, deepest.block_hash, held, workers)
-                partial.held = holders if partial.held is NOBODY else _both(partial.held, holders)
+                known[namespace] = deepest
+                holders = self._holders(namespace, deepest.block_hash, said, workers)
+                held = holders if held is NOBODY else _both(held, holders)
                 if holders.most and pulls:
-                    partial.pullable[namespace] = holders.most_tokens
-                partial.warm[namespace] = self._boundary_within(namespace, prompt, deepest, holders.most)
-        tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
+                    pullable[namespace] = holders.most_tokens
+                warm[namespace] = self._boundary_within(namespace, prompt, deepest, holders.most)
+        tokens = tokens or prompt.size // BYTES_PER_TOKEN_GUESS or 1
+        match: PrefixMatch = _new(PrefixMatch, (prompt, tokens, held, {}, pullable, warm, pulls))
         sent = self._history.find(prompt, now)
         if sent is not None:
-            self._add_history(sent, tokens * prompt.ends[sent.boundary] // prompt.size, partial, now)
-        return PrefixMatch(prompt, tokens, partial.held, partial.sent, partial.pullable, partial.warm, pulls)
+            self._add_history(sent, match, known, now)
+        return match
 
     def _holders(
         self, namespace: str, block_hash: bytes, held: Mapping[str, HeldPrefix], candidates: Sequence[WorkerPort]
@@ -245,33 +231,44 @@ class PrefixMatcher:
             self._resolved.popitem(last=False)
         return holders
 
-    def _add_history(self, match: HistoryMatch, tokens: int, partial: _Partial, now: float) -> None:
+    def _add_history(
+        self, sent_before: HistoryMatch, match: PrefixMatch, known: Mapping[str, KnownPort], now: float
+    ) -> None:
         """Add what this router itself has sent, where the index cannot know better.
 
-        tokens: before the boundary that was sent.
+        known: the deepest boundary whose blocks the prefix map knows, by namespace.
         """
-        for sent in match.holders:
+        tokens, boundary = 0, sent_before.boundary
+        for sent in sent_before.holders:
             worker = self._fleet.workers.get(sent.worker)
             if worker is None or worker.state is WorkerState.DOWN or worker.ref != sent.ref:
                 continue
             if now < sent.computed_at and not worker.shares_prefill:
                 continue
             namespace = worker.namespace
-            known = None if namespace is None else partial.known.get(namespace)
-            if namespace is not None and known is not None and self._is_settled(sent, match, namespace, known, now):
+            deepest = None if namespace is None else known.get(namespace)
+            if (
+                namespace is not None
+                and deepest is not None
+                and self._is_settled(sent, boundary, namespace, deepest, now)
+            ):
                 continue
-            if tokens > (partial.sent.get(worker.name) or partial.held.tokens.get(worker.name, 0)):
-                partial.sent[worker.name] = tokens
-            if now >= sent.done_at and namespace is not None and partial.pulls:
-                partial.pullable[namespace] = max(partial.pullable.get(namespace, 0), tokens)
-                partial.warm[namespace] = max(partial.warm.get(namespace, -1), match.boundary)
+            tokens = tokens or match.tokens_at(boundary)
+            if tokens > (match.sent.get(worker.name) or match.held.tokens.get(worker.name, 0)):
+                match.sent[worker.name] = tokens
+            if now >= sent.done_at and namespace is not None and match.pulls:
+                match.pullable[namespace] = max(match.pullable.get(namespace, 0), tokens)
+                match.warm[namespace] = max(match.warm.get(namespace, -1), boundary)
 
-    def _is_settled(self, sent: SentPrompt, match: HistoryMatch, namespace: str, known: KnownPort, now: float) -> bool:
-        """Return whether the index knows better than this router whether a worker holds what it was sent."""
+    def _is_settled(self, sent: SentPrompt, boundary: int, namespace: str, known: KnownPort, now: float) -> bool:
+        """Return whether the index knows better than this router whether a worker holds what it was sent.
+
+        boundary: the index of the one up to which it was sent. known: the deepest one whose blocks are known.
+        """
         if now < sent.computed_at:
             # It will be there when the next request has its turn, which comes after this one's.
             return now > sent.due_at
-        if match.boundary > known.index:
+        if boundary > known.index:
             return now - sent.computed_at > BRIDGE_S
         return self._locations.asked_at(namespace, known) > sent.settled_at
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.fair_shares import price_column, prices
+from ghostcacher_router.signals.fair_shares import SPARE, price_column, prices
 from ghostcacher_router.signals.ttft_forecast import EngineColumns
 from ghostcacher_router.signals.worker_queue import RECENT_HALF_LIFE_S, QueueEstimate, WorkerQueue, faded
 
@@ -42,7 +42,18 @@ _COLUMNS = _ENGINE + len(EngineColumns._fields)
 class ListedQueues:
     """The queues of a list of workers, which stays as it is."""
 
-    __slots__ = ("_slots", "capacity_min", "places", "queues", "received_from", "reports", "workers")
+    __slots__ = (
+        "_slots",
+        "capacity_min",
+        "lacking",
+        "places",
+        "queues",
+        "received_from",
+        "reports",
+        "speed",
+        "speeds_version",
+        "workers",
+    )
 
     def __init__(self, workers: Sequence[WorkerPort], queues: Sequence[WorkerQueue]) -> None:
         """queues: of each of the workers."""
@@ -52,10 +63,16 @@ class ListedQueues:
         self._slots: slice | npt.NDArray[np.intp] | None = None
         self.reports = -1
         """How many reports of any workers had been taken in when what follows was found."""
+        self.speeds_version = -1
+        """The version of the speeds then."""
+        self.speed: float | None = None
+        """Tokens of prompts that all compute in a ms, together; None before anybody has asked."""
         self.capacity_min: float | None = None
         """The least tokens that one of the workers' caches holds; None before anybody has asked."""
         self.received_from: float | None = None
-        """When the oldest of the workers' last reports came; loop clock, s. None before anybody has asked."""
+        """When the oldest came of the reports that counted; loop clock, s. None before anybody has asked."""
+        self.lacking: Sequence[int] = ()
+        """The places of the workers whose reports did not count."""
 
     @property
     def slots(self) -> slice | npt.NDArray[np.intp]:
@@ -68,10 +85,19 @@ class ListedQueues:
                 self._slots = slice(slots[0], slots[0] + len(slots))
         return self._slots
 
-    def renew(self, reports: int) -> None:
-        """Forget what a report may have changed. reports: how many have been taken in, of any workers."""
-        if self.reports != reports:
-            self.reports, self.capacity_min, self.received_from = reports, None, None
+    @property
+    def reported(self) -> bool:
+        """Return whether the report of any of the workers counts."""
+        return len(self.lacking) < len(self.queues)
+
+    def renew(self, reports: int, speeds_version: int) -> None:
+        """Forget what a report may have changed, of these workers or of others.
+
+        reports: how many have been taken in. speeds_version: of the speeds that follow from them.
+        """
+        if self.reports != reports or self.speeds_version != speeds_version:
+            self.reports, self.speeds_version = reports, speeds_version
+            self.speed = self.capacity_min = self.received_from = None
 
 
 class QueueList(NamedTuple):
@@ -95,7 +121,10 @@ class QueueList(NamedTuple):
 
         place: None is returned when the worker at this place of the list has no price.
         """
-        recent = [queue.recent_requests(now) for queue in self.listed.queues]
+        queues = self.listed.queues
+        if place is not None and queues[place].recent <= SPARE:
+            return None
+        recent = [queue.recent * faded(queue.recent_at, now) for queue in queues]
         found = prices(recent, [1.0 / one.engine.ms_per_token for one in self.estimates])
         return found if place is None or found[place] else None
 
@@ -119,7 +148,7 @@ class QueueView(NamedTuple):
     listed: ListedQueues
     now: float
     """Loop clock, s."""
-    estimate: Callable[[WorkerPort, float], QueueEstimate]
+    estimate: Callable[[WorkerQueue, float], QueueEstimate]
     queue_ms: Column
     """Prefill time of everything that is ahead."""
     link_ms: Column | float
@@ -137,7 +166,7 @@ class QueueView(NamedTuple):
 
     def estimate_at(self, place: int) -> QueueEstimate:
         """Return the queue of the worker at a place of the list."""
-        return self.estimate(self.listed.workers[place], self.now)
+        return self.estimate(self.listed.queues[place], self.now)
 
     def capacities(self) -> Sequence[float]:
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
@@ -148,7 +177,10 @@ class QueueView(NamedTuple):
 
         place: None is returned when the worker at this place of the list has no price.
         """
-        return price_column(self.recent * faded(self.recent_at, now), self.speeds, place)
+        speed = self.listed.speed
+        if speed is None:
+            speed = self.listed.speed = float(np.add.reduce(self.speeds))
+        return price_column(self.recent * faded(self.recent_at, now), self.speeds, speed, place)
 
     @property
     def capacity_min(self) -> float:
@@ -258,27 +290,28 @@ class QueueColumns:
         )
 
     def view(
-        self, listed: ListedQueues, now: float, stale_s: float, estimate: Callable[[WorkerPort, float], QueueEstimate]
+        self, listed: ListedQueues, now: float, stale_s: float, estimate: Callable[[WorkerQueue, float], QueueEstimate]
     ) -> QueueView:
         """Return what a request would find at the workers of a list now.
 
         stale_s: a load report that was received longer ago says nothing.
-        estimate: returns the queue of one worker; asked where no fresh report is there.
+        estimate: returns the estimate of one queue; asked where no fresh report is there.
         """
         values = self._values[:, listed.slots]
-        if listed.received_from is None:
-            listed.received_from = float(values[_RECEIVED_AT].min())
+        if listed.received_from is None or now - listed.received_from > stale_s:
+            received_at = values[_RECEIVED_AT]
+            fresh = now - received_at <= stale_s
+            listed.received_from = float(received_at[fresh].min(initial=inf))
+            listed.lacking = (~fresh).nonzero()[0].tolist()
         queue_ms = np.minimum(values[_TRUSTED_UNTIL], now)
         np.subtract(values[_BUSY_UNTIL], queue_ms, out=queue_ms)
         queue_ms *= 1e3
         np.maximum(queue_ms, 0.0, out=queue_ms)
         queue_ms += values[_FAILED_MS]
-        reported = True
-        if now - listed.received_from > stale_s:
-            fresh = now - values[_RECEIVED_AT] <= stale_s
-            reported = bool(fresh.any())
-            for place in (~fresh).nonzero()[0].tolist():
-                queue, found = listed.queues[place], estimate(listed.workers[place], now)
+        if listed.lacking:
+            for place in listed.lacking:
+                queue = listed.queues[place]
+                found = estimate(queue, now)
                 queue_ms[place] = found.queue_ms
                 if queue.written is not found:
                     self.write([queue])
@@ -299,5 +332,5 @@ class QueueColumns:
             self._recent_at,
             values[_SPEED],
             engines,
-            reported,
+            listed.reported,
         )

@@ -19,7 +19,7 @@ A request that failed keeps its place for as long as one that is answered: a wor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from math import isclose
+from math import inf, isclose
 
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_rates import engine_of, rates_of
@@ -211,9 +211,7 @@ class QueueEstimator:
             self._take_report(queue, worker)
         if queue.failed:
             self._drop_failed(queue, now)
-        found = self._renewed(queue, now)
-        _pass_time(queue, found, now)
-        return found
+        return self._estimate(queue, now)
 
     def take_reports(self, workers: Iterable[WorkerPort], now: float) -> None:
         """Take in what workers have reported since the last time: when it comes, so that no request has to do it."""
@@ -230,14 +228,14 @@ class QueueEstimator:
         workers: at least one; the list is not changed after this. Their reports have been taken in.
         """
         listed = self._columns.listed(workers, self._queue_of)
-        listed.renew(self._reports)
+        listed.renew(self._reports, self._speeds.version)
         if self._failing:
             for queue in list(self._failing):
                 self._drop_failed(queue, now)
         if len(workers) <= FEW:
             return self._few(listed, now)
         self._write_columns(now)
-        return self._columns.view(listed, now, STALE_S, self.estimate)
+        return self._columns.view(listed, now, STALE_S, self._estimate)
 
     def _write_columns(self, now: float) -> None:
         """Write the columns of all queues that have changed."""
@@ -255,24 +253,23 @@ class QueueEstimator:
 
     def _few(self, listed: ListedQueues, now: float) -> QueueList:
         """Return the estimate of each worker of a list, all of whose reports are taken."""
-        version, found, reported = self._speeds.version, [], False
-        for worker, queue in zip(listed.workers, listed.queues, strict=True):
+        since, found = listed.received_from, []
+        if since is None or now - since > STALE_S:
+            found = [self.estimate(worker, now) for worker in listed.workers]
+            counted = [queue.received_at for queue, one in zip(listed.queues, found, strict=True) if one.reported]
+            listed.received_from = min(counted, default=inf)
+            listed.lacking = [place for place, one in enumerate(found) if not one.reported]
+            return QueueList(listed, found, listed.reported)
+        for queue in listed.queues:
             one = queue.estimate
-            if (
-                one is None
-                or queue.dirty
-                or queue.speeds_version != version
-                or queue.worker is not worker
-                or one.reported is not (queue.load is not None and now - queue.received_at <= STALE_S)
-            ):
-                one = self.estimate(worker, now)
-                reported = reported or one.reported
-            elif one.reported or queue.prefilling_tokens or queue.failed_tokens or queue.pulls_ms:
-                # What passing time alone changes. Of a plain worker with nothing to compute that is nothing.
-                reported = reported or one.reported
+            if one is None or queue.dirty:
+                one = self._renew_estimate(queue, one is not None and one.reported)
+                _pass_time(queue, one, now)
+            elif one.queue_ms or one.link_ms:
+                # An empty queue is empty until something happens.
                 _pass_time(queue, one, now)
             found.append(one)
-        return QueueList(listed, found, reported)
+        return QueueList(listed, found, listed.reported)
 
     def compute_s(self, tokens: int) -> float:
         """Return how long a typical engine takes to compute so many prompt tokens."""
@@ -348,6 +345,12 @@ class QueueEstimator:
             if arrived < queue.measured_at:
                 del queue.unreported[reservation]
 
+    def _estimate(self, queue: WorkerQueue, now: float) -> QueueEstimate:
+        """Return what a request would find in a queue now, of which all that has happened is noted."""
+        found = self._renewed(queue, now)
+        _pass_time(queue, found, now)
+        return found
+
     def _renewed(self, queue: WorkerQueue, now: float) -> QueueEstimate:
         """Return the estimate of a queue, made anew if need be, but for what passing time alone changes."""
         found, fresh = queue.estimate, queue.load is not None and now - queue.received_at <= STALE_S
@@ -361,7 +364,8 @@ class QueueEstimator:
         if rates is None or queue.speeds_version != version or rates.record is not worker.record:
             rates = queue.rates = rates_of(worker, self._speeds)
         engine = engine_of(queue, worker.name, rates, self._speeds.answer_tokens, fresh=fresh)
-        queue.estimate = found = QueueEstimate(engine, 0.0, fresh, rates.capacity)
+        # How long it takes is said by `_pass_time` alone.
+        queue.estimate = found = QueueEstimate(engine, inf, fresh, rates.capacity)
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
         queue.dirty, queue.speeds_version = False, version
         if queue.load is not None:

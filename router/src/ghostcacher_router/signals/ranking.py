@@ -53,10 +53,10 @@ class Ranking(Protocol):
         without: workers that are left out.
         """
 
-    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
-        """Return the forecast that is the least together with its worker's price, or one that counts as equal.
+    def best_place(self, draw: Draw, prices: Sequence[float] | Column | None = None) -> int:
+        """Return the place of the worker with the least forecast, or one that counts as equal.
 
-        prices: of each worker, in their order.
+        prices: what each forecast counts for beside its own total, in the order of the workers.
         """
 
 
@@ -87,11 +87,11 @@ class _Totals(Generic[Totals]):
         """Return the places of those workers that are in the list."""
         return [place for worker in workers if (place := self._places.get(worker)) is not None]
 
-    def _one_of(self, draw: Draw, equal: Sequence[int]) -> Forecast:
-        """Return the forecast at one of the places that count as equal."""
+    def _one_of(self, draw: Draw, equal: Sequence[int]) -> int:
+        """Return one of the places that count as equal."""
         if len(equal) == 1:
-            return self.forecast_at(equal[0])
-        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
+            return equal[0]
+        return equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)]
 
 
 class ListRanking(_Totals[Sequence[float]]):
@@ -109,12 +109,12 @@ class ListRanking(_Totals[Sequence[float]]):
             if len(set(left_out)) == len(total_ms):
                 return None
             total_ms = [inf if place in left_out else total for place, total in enumerate(total_ms)]
-        return self._drawn(draw, total_ms)
+        return self.forecast_at(self._one_of(draw, best_of(total_ms)))
 
-    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
-        return self._drawn(draw, [total + price for total, price in zip(self._total_ms, prices, strict=True)])
-
-    def _drawn(self, draw: Draw, total_ms: Sequence[float]) -> Forecast:
+    def best_place(self, draw: Draw, prices: Sequence[float] | Column | None = None) -> int:
+        total_ms = self._total_ms
+        if prices is not None:
+            total_ms = [total + price for total, price in zip(total_ms, prices, strict=True)]
         return self._one_of(draw, best_of(total_ms))
 
 
@@ -135,10 +135,12 @@ class ColumnRanking(_Totals[Column]):
             total_ms[left_out] = np.inf
             if float(total_ms.min()) == np.inf:
                 return None
-        return self._drawn(draw, total_ms)
+        return self.forecast_at(self._drawn(draw, total_ms))
 
-    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
-        return self._drawn(draw, self._total_ms + prices)
+    def best_place(self, draw: Draw, prices: Sequence[float] | Column | None = None) -> int:
+        return self._drawn(draw, self._total_ms if prices is None else self._total_ms + prices)
 
-    def _drawn(self, draw: Draw, total_ms: Column) -> Forecast:
-        return self._one_of(draw, (total_ms <= tie_limit(float(total_ms.min()))).nonzero()[0].tolist())
+    def _drawn(self, draw: Draw, total_ms: Column) -> int:
+        # Not `min()`, which is a function of Python in front of the same.
+        least_ms = total_ms.item(total_ms.argmin())
+        return self._one_of(draw, (total_ms <= tie_limit(least_ms)).nonzero()[0].tolist())

@@ -74,7 +74,8 @@ class SentPrompt:
 
         An index that was asked later is right where it says no: the blocks were published, and are evicted.
         """
-        return min(self.reported_at, self.computed_at + ANSWERED_S)
+        answered = self.computed_at + ANSWERED_S
+        return self.reported_at if self.reported_at < answered else answered
 
 
 class HistoryMatch(NamedTuple):
@@ -202,7 +203,7 @@ class SentHistory:
         """Return the placements that still count."""
         gone_at = self._gone_at
         for sent in found:
-            if now - sent.at > TTL_S or gone_at.get(sent.worker, -inf) > sent.at:
+            if now - sent.at > TTL_S or (gone_at and gone_at.get(sent.worker, -inf) > sent.at):
                 return tuple(one for one in found if now - one.at <= TTL_S and gone_at.get(one.worker, -inf) <= one.at)
         return found
 

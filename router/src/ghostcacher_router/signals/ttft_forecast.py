@@ -21,6 +21,7 @@ makes queues long everywhere. With it a copy is made where a queue is longer tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -168,11 +169,7 @@ def totals_of_few(
     usual: what the prompt costs others in each worker's cache; others: the same where it is not the same everywhere.
     """
     last, totals_ms = tokens - 1 if tokens > 1 else 0, []
-    (brought, kept), place = usual, -1
-    for queue, has, most in zip(queues, local, pullable, strict=False):
-        place += 1
-        if others is not None:
-            brought, kept = others[place]
+    for queue, has, most, (brought, kept) in zip(queues, local, pullable, others or repeat(usual), strict=False):
         _, ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = queue.engine
         held = has if has < last else last
         computed = needed = tokens - held

@@ -72,9 +72,13 @@ def finder_of(fleet: Fleet, stored: StoredObjects, in_flight: Mapping[str, int] 
 def found(
     fleet: Fleet, named: bytes | None, exclude: frozenset[str] = frozenset(), in_flight: Mapping[str, int] = EMPTY
 ) -> list[str]:
+    """Return who may take a request, behind one to which nothing of that applies."""
     headers = {} if named is None else {b"x-data-parallel-rank": named}
     ask = Ask("r", "POST", "/v1/completions", SHAPE, headers, exclude)
     finder = finder_of(fleet, no_objects(), in_flight)
+    limited, fleet.limited = fleet.limited, {}
+    finder.find(Ask("usual", "POST", "/v1/completions", SHAPE, {}))
+    fleet.limited = limited
     assert finder.find(ask) == finder.find(ask)
     return [each.name for each in finder.find(ask).workers]
 
@@ -98,6 +102,15 @@ def test_named_rank_narrows_the_choice(named: bytes | None, expected: list[str])
     )
 
 
+def test_fleet_that_has_changed_is_looked_at_anew() -> None:
+    """Its list is another one then."""
+    fleet = Fleet(worker("a", None), worker("b", None))
+    finder, ask = finder_of(fleet, no_objects()), Ask("r", "POST", "/v1/completions", SHAPE, {})
+    assert [each.name for each in finder.find(ask).workers] == ["a", "b"]
+    fleet._workers = [worker("b", None), worker("c", None)]
+    assert [each.name for each in finder.find(ask).workers] == ["b", "c"]
+
+
 def test_rank_that_nobody_has_is_the_clients_error() -> None:
     """An engine would answer the same."""
     with pytest.raises(NoWorker, match=r"rank 2\.") as caught:
@@ -116,6 +129,7 @@ def test_named_rank_that_has_refused_is_not_replaced_by_another() -> None:
 def test_worker_that_has_just_returned_gets_no_more_than_it_may() -> None:
     """Others take the rest; when none may have one more, all may: a limit never turns a request away."""
     fleet = Fleet(worker("a", None), worker("b", None))
+    assert found(fleet, None, frozenset({"b"})) == ["a"]
     fleet.limited = {"a": 2}
     assert found(fleet, None, in_flight={"a": 1, "b": 9}) == ["a", "b"]
     assert found(fleet, None, in_flight={"a": 2, "b": 9}) == ["b"]

@@ -39,11 +39,11 @@ def test_columns_say_the_same(counts: list[tuple[float, float]]) -> None:
     recent, speeds = zip(*counts, strict=True)
     expected = prices(recent, speeds)
     for place, price in enumerate(expected):
-        found = price_column(np.array(recent), np.array(speeds), place)
+        found = price_column(np.array(recent), np.array(speeds), sum(speeds), place)
         if found is None:
             assert price == pytest.approx(0.0, abs=1e-6)
         else:
             assert found.tolist() == pytest.approx(expected, abs=1e-6)
-    everybody = price_column(np.array(recent), np.array(speeds))
+    everybody = price_column(np.array(recent), np.array(speeds), sum(speeds))
     assert everybody is not None
     assert everybody.tolist() == pytest.approx(expected, abs=1e-6)

@@ -240,3 +240,15 @@ def test_report_that_was_long_on_its_way_is_old() -> None:
         check(queues, workers, 10.0)
     assert not view_of(queues, workers, 11.0).reported
     check(queues, workers, 11.0)
+
+
+def test_report_grows_old_while_nothing_else_happens() -> None:
+    """Also where each of a few workers is looked at by itself."""
+    queues, workers = QueueEstimator(), [make_worker("w0"), make_worker("w1")]
+    for number, worker in enumerate(workers):
+        report(worker, 10.0 + number)
+    for now, counts in ((11.0, [True, True]), (12.5, [False, True]), (13.5, [False, False])):
+        found = queues.at(workers, now)
+        assert isinstance(found, QueueList)
+        assert [one.reported for one in found.estimates] == counts
+        assert found.reported is any(counts)

@@ -88,6 +88,38 @@ def test_columns_and_lists_say_what_forecasts_say(cases: list[Case], tokens: int
     assert totals_of_few(queues, tokens, local, pullable, FREE) == [one.total_ms for one in usual]
 
 
+ONE_FOR_ALL = st.builds(Displacement, st.just(0.0) | st.floats(0, 2), st.just(0.0) | st.floats(0, 20))
+
+
+@given(
+    st.lists(CASES, min_size=1, max_size=9),
+    st.integers(1, 200_000),
+    st.sampled_from([0, 500, 30_000, 250_000]),
+    ONE_FOR_ALL,
+)
+def test_what_is_alike_at_all_workers_may_be_a_number(
+    cases: list[Case], tokens: int, pullable: int, displacement: Displacement
+) -> None:
+    """Columns say the same to the last bit, though they leave out what adds nothing."""
+    alike = [one._replace(pullable=pullable, displacement=displacement, link_ms=0.0) for one in cases]
+    _, queue_ms, local, _, delayed, _, _ = zip(*alike, strict=True)
+    total_ms = totals(
+        columns_of([one.engine for one in alike]),
+        np.array(queue_ms, float),
+        tokens,
+        local=np.array(local, float),
+        pullable=float(pullable),
+        delayed=np.array(delayed, float),
+        link_ms=0.0,
+        brought=displacement.brought,
+        kept=displacement.kept,
+    )
+    assert total_ms.tolist() == [
+        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, pullable, 0.0), *one[4:]).total_ms
+        for one in alike
+    ]
+
+
 FORECASTS = st.lists(st.floats(0, 1e5) | st.sampled_from([10.0, 10.05, 10.4, 11.0]), min_size=1, max_size=20)
 
 
@@ -109,10 +141,12 @@ def test_both_rankings_choose_alike_with_prices(cases: list[tuple[float, float]]
     """What is least with its price; without a difference between them prices change nothing."""
     total_ms, prices = (list(column) for column in zip(*cases, strict=True))
     one, two = rankings(total_ms)
-    found = one.best_priced(draw(seed), prices)
-    assert found == two.best_priced(draw(seed), np.array(prices))
-    assert found.total_ms + prices[int(found.worker[1:])] <= 1.01 * min(map(sum, cases)) + 0.5
-    assert one.best_priced(draw(seed), [0.0] * len(cases)) == one.best(draw(seed))
+    place = one.best_place(draw(seed), prices)
+    assert place == two.best_place(draw(seed), np.array(prices))
+    assert total_ms[place] + prices[place] <= 1.01 * min(map(sum, cases)) + 0.5
+    place = one.best_place(draw(seed))
+    assert place == one.best_place(draw(seed), [0.0] * len(cases)) == two.best_place(draw(seed))
+    assert one.forecast_at(place) == one.best(draw(seed))
 
 
 def rankings(total_ms: list[float]) -> tuple[ListRanking, ColumnRanking]:
