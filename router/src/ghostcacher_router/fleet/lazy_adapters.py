@@ -41,4 +41,7 @@ class LazyAdapters:
         """Return the base model of an adapter that engines find by themselves; None when they do not."""
         if (exact := self._exact.get(model)) is not None:
             return exact
-        return next((base for beginning, base in self._beginnings if model.startswith(beginning)), None)
+        for beginning, base in self._beginnings:
+            if model.startswith(beginning):
+                return base
+        return None

@@ -166,7 +166,7 @@ class Assessor:
 
     def own_memory(self, prompt: Prompt, found: Assessment) -> Assessment:
         """Return an assessment by what this router itself has sent the candidates, for when no worker reports."""
-        names = [worker.name for worker in found.candidates.workers]
+        names = list(found.queues.listed.places)
         tokens = found.match.tokens if found.match is not None else 0
         tokens = max(1, prompt.tokens or tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
         held = self._sent_caches.held_bytes(prompt, names)

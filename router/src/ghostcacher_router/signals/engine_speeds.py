@@ -37,6 +37,10 @@ WATCHED_WEIGHT = 0.02
 """Share of the newest prompt in the rate of engines that report nothing. Some are computed together, and answered at
 once: only many of them say something."""
 
+WATCHED_STEP = 0.05
+"""So far that rate has to move before it counts as another one: whatever is known of each of these engines is then
+worked out anew, and what they have in common tells none of them from the others."""
+
 ANSWER_WEIGHT = 0.05
 """Share of the newest answer in the mean."""
 
@@ -75,6 +79,8 @@ class EngineSpeeds:
         self._all = TypicalEngine(MS_PER_TOKEN_GUESS)
         self._watched_tokens = self._watched_s = 0.0
         """Of prompts that engines have computed which report nothing: their tokens, and the time that it took."""
+        self._watched_ms = 0.0
+        """What they take for a token, up to `WATCHED_STEP`; 0 while their answers tell nothing."""
         self.version = 0
         """Changes whenever an answer for a worker that has not reported anew may be another one."""
         self.answer_tokens = ANSWER_TOKENS_GUESS
@@ -111,8 +117,8 @@ class EngineSpeeds:
         """Return the prefill time of one prompt token at a worker."""
         told = self._told.get(worker, NOTHING)
         # Answers that have taken no measurable time tell no rate.
-        if told.ms_per_token is None and self._all.is_empty and self._watched_s:
-            return self._watched_s * 1e3 / self._watched_tokens
+        if told.ms_per_token is None and self._all.is_empty and self._watched_ms:
+            return self._watched_ms
         if told.ms_per_token is None:
             return self.typical_ms_per_token
         equals = None if told.namespace is None else self._equals.get(told.namespace)
@@ -139,7 +145,10 @@ class EngineSpeeds:
         keep = 1.0 - WATCHED_WEIGHT
         self._watched_tokens = self._watched_tokens * keep + tokens
         self._watched_s = self._watched_s * keep + max(0.0, seconds)
-        self.version += 1
+        watched_ms = self._watched_s * 1e3 / self._watched_tokens
+        if abs(watched_ms - self._watched_ms) > WATCHED_STEP * self._watched_ms:
+            self._watched_ms = watched_ms
+            self.version += 1
 
     def check_invariants(self) -> None:
         """Assert that what is typical is made of what was told."""

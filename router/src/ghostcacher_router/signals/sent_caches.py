@@ -97,21 +97,21 @@ class _Cache:
         self.room_kib: float | None = None
         """What was learned of its room; None before that."""
 
-    def use_of(self, grid: Sequence[bytes]) -> CacheUse:
-        """Return what a prompt finds, without the boundaries that are new."""
-        held = _leading(grid, self.held)
+    def use(self, grid: Sequence[bytes]) -> CacheUse:
+        """Put a prompt's boundaries at the end; return what the prompt finds."""
+        held, before = _leading(grid, self.held), len(self.held)
         sent = held
         while sent < len(grid) and (grid[sent] in self.evicted or grid[sent] in self.held):
             sent += 1
-        needed = len(self.held) if sent else 0
+        needed = before if sent else 0
         if sent > held and grid[sent - 1] in self.evicted:
             for digest in reversed(self.evicted):
                 needed += 1
                 if digest == grid[sent - 1]:
                     break
-        return CacheUse((), held * GRID_BYTES, sent * GRID_BYTES, len(self.held), needed)
+        return CacheUse(self._touch(grid, held), held * GRID_BYTES, sent * GRID_BYTES, before, needed)
 
-    def touch(self, grid: Sequence[bytes], leading: int) -> Sequence[bytes]:
+    def _touch(self, grid: Sequence[bytes], leading: int) -> Sequence[bytes]:
         """Put a prompt's boundaries at the end; return those that are new. leading: how many are known to be held."""
         held, evicted, new, rest = self.held, self.evicted, grid[leading:], grid[:leading]
         if not held.keys().isdisjoint(new):
@@ -156,10 +156,13 @@ class SentCaches:
         self._look_at_aside()
         grid = self._grid_of(prompt)
         found: dict[str, int] = {}
+        if not grid:
+            return found
+        first, cache_of = grid[0], self._caches.get
         for worker in workers:
-            cache = self._caches.get(worker)
-            if cache is not None and (held := _leading(grid, cache.held)):
-                found[worker] = held * GRID_BYTES
+            cache = cache_of(worker)
+            if cache is not None and first in cache.held:
+                found[worker] = _leading(grid, cache.held) * GRID_BYTES
         return found
 
     def capacity_tokens(self, worker: str) -> int:
@@ -212,8 +215,7 @@ class SentCaches:
         if len(self._caches) > WORKERS_MAX:
             self._caches.popitem(last=False)
         grid = self._grid_of(prompt)
-        use = cache.use_of(grid)
-        use = CacheUse(cache.touch(grid, use.held_bytes // GRID_BYTES), *use[1:])
+        use = cache.use(grid)
         cache.said_kib = capacity_tokens / KIB_TOKENS or None
         cache.evict(min(self._room_kib(cache) or CAPACITY_KIB_MAX, CAPACITY_KIB_MAX))
         return use

@@ -11,6 +11,7 @@ from ghostcacher_router.signals.engine_speeds import (
     ANSWER_TOKENS_MAX,
     DECODE_TOKENS,
     MS_PER_TOKEN_GUESS,
+    WATCHED_STEP,
     EngineSpeeds,
 )
 
@@ -103,3 +104,18 @@ def test_version_changes_with_what_is_typical() -> None:
     assert speeds.version == before
     speeds.report("a", "n", replace(LOAD, prefill_tokens_per_s=2000.0))
     assert speeds.version != before
+
+
+def test_what_engines_that_report_nothing_take_moves_in_steps() -> None:
+    """Each answer tells a little; what follows from their rate is made anew when that has moved by a step."""
+    speeds = EngineSpeeds()
+    speeds.computed(1000, 1.0)
+    before = speeds.version
+    for number in range(100):
+        speeds.computed(1000, 1.02 if number % 2 else 0.98)
+    assert speeds.version == before
+    assert speeds.ms_per_token("w") == 1.0
+    for _ in range(300):
+        speeds.computed(1000, 2.0)
+    assert before < speeds.version < before + 20
+    assert speeds.ms_per_token("w") == pytest.approx(2.0, rel=WATCHED_STEP)
