@@ -16,9 +16,9 @@ A request without a prompt, and every request while no worker reports its load, 
 
 Where another process of this router turns out to compute the prefix at 7, the decision is made anew, with that known.
 
-`place_now` decides whatever needs no waiting. `place` also waits, each time bounded: for the index (2), for another
-request's ghost lock (5), and for the store to tell a session's worker (6) or to confirm a ghost lock (7). After each
-wait it decides anew. All state is touched on the event loop only.
+`place_now` decides, and where something must be awaited, `place` goes on with what was decided. It waits, each time
+bounded: for the index (2), for another request's ghost lock (5), and for the store to tell a session's worker (6) or to
+confirm a ghost lock (7). After each wait it decides anew. All state is touched on the event loop only.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ghostcacher_router.ghostlock.followers import (
 )
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock, confirm_by
 from ghostcacher_router.placement.assessment import Assessment, Assessor
+from ghostcacher_router.placement.begun import BegunRequests, Progress
 from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.fallback import Fallback
@@ -96,22 +97,15 @@ class Yielded(NamedTuple):
     """The one that was taken, and withdrawn."""
 
 
-class _Progress:
-    """How far one request has come in `place`."""
+_Step = PlacedRequest | WaitForLock | LookupNeeded
+"""What a decision comes to."""
 
-    __slots__ = ("budget_ends_at", "honours_locks", "may_look_up", "newer_than", "waited")
 
-    def __init__(self, *, honours_locks: bool) -> None:
-        self.honours_locks = honours_locks
-        """Whether ghost locks are regarded, and taken."""
-        self.may_look_up = True
-        """Whether it may still wait for the index."""
-        self.newer_than: float | None = None
-        """What the index said before that time does not count; loop clock, s."""
-        self.waited = False
-        """Whether it has waited for a confirmed lock."""
-        self.budget_ends_at: float | None = None
-        """End of its wait budget; loop clock, s. None before it has encountered a lock."""
+class _Begun(NamedTuple):
+    """What is known of a request when `place` goes on with it."""
+
+    progress: Progress
+    step: PlacedRequest | LookupNeeded
 
 
 class _Round(NamedTuple):
@@ -138,38 +132,46 @@ class Picker:
         self._locks, self._sessions = state.locks, state.sessions
         self._assessor = Assessor(dependencies, state)
         self._fallback = Fallback(dependencies, state, tracker)
+        self._begun: BegunRequests[_Begun] = BegunRequests(self._abandon)
 
     def __repr__(self) -> str:
         return f"Picker({self._state.queues!r}, {self._state.history!r}, {self._locks!r})"
 
     def place_now(self, ask: Ask) -> PlacedRequest | None:
         """Return a placement without waiting, or None when something must be awaited. Raises NoWorker."""
-        if self._session_unknown(ask) or self._holder_unknown(ask) or self._model_unknown(ask):
+        if self._begun.has(ask) or self._session_unknown(ask) or self._holder_unknown(ask) or self._model_unknown(ask):
             return None
-        step = self._decide(ask, _Progress(honours_locks=self._options.ghost_lock), now_only=True)
-        return self._tracker.commit(step) if isinstance(step, PlacedRequest) else None
+        progress = Progress(honours_locks=self._options.ghost_lock)
+        step = self._decide(ask, progress)
+        if isinstance(step, PlacedRequest) and (step.lock is None or step.lock.confirmed):
+            return self._tracker.commit(step)
+        if not isinstance(step, WaitForLock):
+            # A lock may change before `place` is called, which then waits in vain.
+            self._begun.keep(ask, _Begun(progress, step))
+        return None
 
     async def place(self, ask: Ask) -> PlacedRequest:
         """Return a placement, within the wait budget of ghost locks and the timeouts of Redis. Raises NoWorker."""
-        progress = _Progress(honours_locks=self._options.ghost_lock)
-        if self._session_unknown(ask):
-            await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
-        if self._model_unknown(ask):
-            await self._fleet.refresh_models()
-        if self._holder_unknown(ask):
-            await self._state.stored.fetch(ask.shape.needs_id or "")
+        step: _Step | None = None
+        begun = self._begun.pop(ask)
+        if begun is None:
+            progress = Progress(honours_locks=self._options.ghost_lock)
+            await self._fetch_unknown(ask)
+        else:
+            progress, step = begun
         for round_number in range(ROUNDS_MAX + 2):
             if round_number >= ROUNDS_MAX:
                 progress.honours_locks = progress.may_look_up = False
-            step = self._decide(ask, progress, now_only=False)
+            step = step or self._decide(ask, progress)
             if isinstance(step, LookupNeeded):
                 await self._assessor.look_up(step, LOOKUP_MAX_S if progress.waited else self._lookup_s(step.prompt))
                 # Once: what has not come in time is no reason to wait longer.
                 progress.may_look_up = False
             elif isinstance(step, WaitForLock):
                 await self._wait(step, progress, ask.trace)
-            elif step is not None and await self._confirmed(step):
+            elif await self._confirmed(step):
                 return self._tracker.commit(step)
+            step = None
         raise AssertionError(f"{ask.request_id}: without locks and lookups the last round places")
 
     async def explain(self, ask: Ask) -> list[dict[str, object]]:
@@ -200,25 +202,18 @@ class Picker:
 
     # One decision
 
-    def _decide(
-        self, ask: Ask, progress: _Progress, *, now_only: bool
-    ) -> PlacedRequest | WaitForLock | LookupNeeded | None:
-        """Return a placement, reserved, or what to wait for.
-
-        now_only: None is returned when the placement needs a lock that the store has to confirm.
-        """
+    def _decide(self, ask: Ask, progress: Progress) -> _Step:
+        """Return a placement, reserved, whose lock the store may have to confirm, or what to wait for."""
         for _ in range(YIELDS_MAX):
-            step = self._decide_once(ask, progress, now_only=now_only)
+            step = self._decide_once(ask, progress)
             if not isinstance(step, Yielded):
                 return step
         progress.honours_locks = False
-        step = self._decide_once(ask, progress, now_only=now_only)
+        step = self._decide_once(ask, progress)
         assert not isinstance(step, Yielded), "no lock is taken"
         return step
 
-    def _decide_once(
-        self, ask: Ask, progress: _Progress, *, now_only: bool
-    ) -> PlacedRequest | WaitForLock | LookupNeeded | Yielded | None:
+    def _decide_once(self, ask: Ask, progress: Progress) -> _Step | Yielded:
         found = self._assessor.assess(ask, may_look_up=progress.may_look_up, newer_than=progress.newer_than)
         if isinstance(found, LookupNeeded):
             return found
@@ -238,9 +233,9 @@ class Picker:
             tokens_min = self._options.ghost_lock_tokens_min
             encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
             if encountered:
-                return self._honour(this, encountered, progress, now_only=now_only)
+                return self._honour(this, encountered, progress)
         chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
-        return self._reserve(this, chosen, reason, progress, now_only=now_only)
+        return self._reserve(this, chosen, reason, progress)
 
     def _draw(self, found: Assessment) -> Draw:
         """Return how one of equals is chosen: new text comes to stay where it goes, so it goes to who was sent less."""
@@ -268,8 +263,8 @@ class Picker:
         return self._tracker.reserve(ask, self._fleet.workers[chosen.worker], reason, None, chosen)
 
     def _honour(
-        self, this: _Round, encountered: Sequence[EncounteredLock], progress: _Progress, *, now_only: bool
-    ) -> PlacedRequest | WaitForLock | Yielded | None:
+        self, this: _Round, encountered: Sequence[EncounteredLock], progress: Progress
+    ) -> PlacedRequest | WaitForLock | Yielded:
         """Decide about a request that encounters ghost locks."""
         found = this.assessment
         recompute = recompute_forecast(this.ranking, encountered, this.best, self._draw(found))
@@ -285,11 +280,11 @@ class Picker:
         if step.action is Action.WAIT:
             return WaitForLock(lock, step.until)
         if step.action is Action.FOLLOW:
-            return self._reserve(this, step.forecast, Reason.FOLLOW, progress, now_only=now_only)
+            return self._reserve(this, step.forecast, Reason.FOLLOW, progress)
         if step.action is Action.TAKE_OVER:
             self._locks.take_over(lock)
-            return self._reserve(this, recompute, Reason.FORECAST, progress, now_only=now_only, replaces=lock)
-        return self._reserve(this, recompute, Reason.FORECAST, progress, now_only=now_only)
+            return self._reserve(this, recompute, Reason.FORECAST, progress, replaces=lock)
+        return self._reserve(this, recompute, Reason.FORECAST, progress)
 
     def _keep_session(self, this: _Round, reason: Reason) -> tuple[Forecast, Reason]:
         """Return the forecast of the session's worker when it is about as good as the best, else the best."""
@@ -308,11 +303,9 @@ class Picker:
         this: _Round,
         chosen: Forecast,
         reason: Reason,
-        progress: _Progress,
-        *,
-        now_only: bool,
+        progress: Progress,
         replaces: GhostLock | None = None,
-    ) -> PlacedRequest | Yielded | None:
+    ) -> PlacedRequest | Yielded:
         """Reserve a place at the chosen worker, under a ghost lock if much is computed there.
 
         replaces: an overdue lock that the new one takes over.
@@ -320,8 +313,6 @@ class Picker:
         worker, now = self._fleet.workers[chosen.worker], this.assessment.now
         enough = chosen.computed_tokens >= self._options.ghost_lock_tokens_min and chosen.compute_ms >= LOCK_MS_MIN
         locking = progress.honours_locks and enough and worker.namespace is not None
-        if locking and now_only and self._locks.shared:
-            return None
         lock: GhostLock | None = None
         if locking and worker.namespace is not None:
             ready_at, warm = now + chosen.ttft_ms / 1e3, this.match.warm_in(worker.namespace)
@@ -337,7 +328,21 @@ class Picker:
 
     # What is awaited
 
-    async def _wait(self, wait: WaitForLock, progress: _Progress, trace: LockWaits | None) -> None:
+    async def _fetch_unknown(self, ask: Ask) -> None:
+        """Have what must be known of a request before it can be decided."""
+        if self._session_unknown(ask):
+            await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
+        if self._model_unknown(ask):
+            await self._fleet.refresh_models()
+        if self._holder_unknown(ask):
+            await self._state.stored.fetch(ask.shape.needs_id or "")
+
+    def _abandon(self, begun: _Begun) -> None:
+        """Take back what was begun for a request whose client has left."""
+        if isinstance(begun.step, PlacedRequest):
+            self._tracker.withdraw(begun.step)
+
+    async def _wait(self, wait: WaitForLock, progress: Progress, trace: LockWaits | None) -> None:
         lock, began_at = wait.lock, self._clock()
         followed = lock.confirmed
         await self._locks.wait(lock, wait.until)
@@ -376,7 +381,7 @@ class Picker:
         return model is not None and not self._fleet.serving(model) and self._fleet.models_may_be_old
 
 
-def _lock_result(reason: Reason, progress: _Progress, replaces: GhostLock | None, now: float) -> str | None:
+def _lock_result(reason: Reason, progress: Progress, replaces: GhostLock | None, now: float) -> str | None:
     """Return what became of the lock that a request encountered; None when there was none, or it had no effect."""
     if progress.budget_ends_at is None:
         return None

@@ -80,6 +80,7 @@ async def test_known_text_is_placed_without_waiting() -> None:
     sim.store.heartbeat("another", ttl_s=60.0)
     await sim.settle()
     assert router.picker.place_now(router.ask(TEXT)) is None, "a cold text needs a lock that the store confirms"
+    await sim.settle()
     served = await router.send(TEXT)
     await sim.settle(0.3)
     placed = router.picker.place_now(router.ask(TEXT + SMALL))
