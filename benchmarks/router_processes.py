@@ -7,7 +7,9 @@ compared is CPU time for one request, not requests per second.
 - one connection, so that one process serves all requests: its CPU us, that of each process beside it (without what it
   takes at rest, for probes and heartbeats), and that of the feed, which reads Redis for all of them;
 - 32 connections, which the kernel spreads: the CPU us of all processes that serve, without and with the feed.
-"x one": how many times the requests of one process so many could serve, each on a core of its own, by that.
+"x one": how many times the requests of one process so many could serve, each on a core of its own, by that: by what one
+serves while the others stand by, each of which it costs something; and by what all serve, where each has but a part of
+the core, and so does fewer requests for what it does every 10 ms.
 """
 
 from __future__ import annotations
@@ -142,12 +144,15 @@ def rows_table(rows: Sequence[Row]) -> str:
         "all serve",
         "with the feed",
         "at rest, ms/s",
-        "x one",
+        "x one, one serves",
+        "x one, all serve",
     ]
     shown = []
     for row in rows:
-        gain = row.processes / first.processes * first.spread / row.spread
-        shown.append([f"{row.processes} processes", *(f"{value:,.0f}" for value in row[2:]), f"{gain:.2f}"])
+        times = row.processes / first.processes
+        by_one = times * first.alone / (row.alone + (row.processes - 1) * row.beside)
+        gains = [f"{by_one:.2f}", f"{times * first.spread / row.spread:.2f}"]
+        shown.append([f"{row.processes} processes", *(f"{value:,.0f}" for value in row[2:]), *gains])
     return table(headers, shown)
 
 

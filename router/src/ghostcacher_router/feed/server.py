@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 READ_ITEMS = 256
 READ_BLOCK_S = 0.5
 """A read waits for so long for something new: an idle feed tells as often that it is there."""
-PAUSE_S = 0.01
-"""Between two reads: what comes meanwhile is read, and told, at once. Each costs as much as some dozens of items."""
+PAUSE_S = 0.02
+"""Between two reads: what comes meanwhile is read, and told, at once. Each costs every process as much as dozens of
+items."""
 BACKLOG_BYTES_MAX = 16 << 20
 """Of what one process has not taken yet: seconds of it at full load."""
 WISH_BYTES_MAX = 1024
