@@ -85,7 +85,7 @@ class Supervisor:
         self._settings, self._read_again, self._listeners, self._folder = settings, read_again, listeners, folder
         self._router = secrets.token_hex(4)
         self._slots = Slots(settings.processes)
-        self._locks = shared_file()
+        self._locks = _memory_of_locks()
         self._generation = self._feeds = 0
         self._feed = self._new_feed()
         self._alive: set[Child] = set()
@@ -253,7 +253,8 @@ class Supervisor:
         within_s = self._settings.drain_timeout_s + END_S
         statuses = await asyncio.gather(*(child.end_within(within_s) for child in self._alive))
         await self._feed.end()
-        os.close(self._locks)
+        if self._locks is not None:
+            os.close(self._locks)
         killed = sum(each == -signal.SIGKILL for each in statuses)
         if killed:
             logger.error("%d processes did not end, and were killed", killed)
@@ -310,6 +311,15 @@ class Supervisor:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _memory_of_locks() -> int | None:
+    """Return the number of a file for ghost locks; None where the system allows none."""
+    try:
+        return shared_file()
+    except OSError as exc:
+        logger.warning("the processes agree on ghost locks through Redis: expected a file in memory, got: %s", exc)
+        return None
 
 
 async def _any_of(*futures: asyncio.Future[Any]) -> None:
