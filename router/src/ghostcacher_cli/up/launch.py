@@ -29,7 +29,7 @@ CONNECTOR_MODULE = "ghostcacher_connector.engines.vllm"
 GIB = 1 << 30
 
 ENGINE_BASE_GIB = 2.2
-"""Host memory of one engine without weights and KV cache, three processes together."""
+"""Host memory of one engine without weights and KV cache, three processes together; without one for its rank: 1.6."""
 
 GPU_MEMORY_FLAG = "--gpu-memory-utilization"
 GPU_MEMORY_PART = 0.9
