@@ -252,3 +252,16 @@ def test_report_grows_old_while_nothing_else_happens() -> None:
         assert isinstance(found, QueueList)
         assert [one.reported for one in found.estimates] == counts
         assert found.reported is any(counts)
+
+
+def test_shares_follow_what_workers_report_of_their_speed() -> None:
+    """A worker that was taken for nine times as fast as the other one, and is not, has had too much."""
+    queues, workers = QueueEstimator(), [make_worker("w0"), make_worker("w1")]
+    for _ in range(20):
+        queues.ended(queues.reserve("w0", 10, 10, 10.0))
+    for rate, has_price in ((9000.0, False), (1000.0, True)):
+        for worker, tokens_per_s in zip(workers, (rate, 1000.0), strict=True):
+            report(worker, 10.0, rate=tokens_per_s)
+        queues.take_reports(workers, 10.0)
+        check(queues, workers, 10.0)
+        assert (view_of(queues, workers, 10.0).share_prices(10.0, 0) is not None) is has_price
