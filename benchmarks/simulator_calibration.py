@@ -321,8 +321,8 @@ def describe(fleet: FleetSpec) -> str:
     return (
         f"{fleet.workers} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} "
         f"before, steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further "
-        f"answer, pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed where one core is busy, two, ...: {busy}; "
-        f"where one computes on a core, two, ...: {shared}"
+        f"answer, pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed of one, two, ... at a "
+        f"time on cores of their own: {busy}; on the same ones: {shared}"
     )
 
 

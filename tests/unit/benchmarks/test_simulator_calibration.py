@@ -182,4 +182,4 @@ def test_no_rounds_are_refused() -> None:
 def test_figures_of_a_fleet_are_told() -> None:
     told = calibration.describe(FleetSpec(3, WorkerSpec(Profile()), Cores((0, 1, 0), (1.0, 0.9), (1.0, 0.45))))
     assert told.startswith("3 engines: 10,000 tokens/s")
-    assert told.endswith("one core is busy, two, ...: 1.00, 0.90; where one computes on a core, two, ...: 1.00, 0.45")
+    assert told.endswith("at a time on cores of their own: 1.00, 0.90; on the same ones: 1.00, 0.45")
