@@ -161,7 +161,9 @@ async def test_listener_that_does_not_keep_up_is_cut_off(tmp_path: Path, monkeyp
         reader, writer = await asyncio.open_unix_connection(path, limit=1000)
         await until(lambda: len(feed._listeners) == 2, "two listeners")
         for _ in range(200):
-            await asyncio.to_thread(sim.store.append_updates, [make_update(count=4000)])
+            before = feed._cursor
+            sim.store.append_updates([make_update(count=4000)])
+            await until(lambda before=before: feed._cursor != before, "a message")  # type: ignore[misc]
             if len(feed._listeners) == 1:
                 break
         assert len(feed._listeners) == 1
