@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py routing_scale.py policies.py flow_control.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus setup-browser demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard screenshots manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus setup-browser demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard screenshots manifests wheel compiled-wheel test-compiled release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -225,6 +225,12 @@ screenshots: $(STAMP) setup-browser ## make the pictures of docs/operating/dashb
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
+
+compiled-wheel: $(STAMP) ## build dist/*.whl for this machine and this Python, with the busiest part of the router compiled
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m build --outdir dist .
+
+test-compiled: $(STAMP) ## the router's tests on that build; a part of them is in test, too
+	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests/integration/cli/test_compiled.py --timeout=3600 $(ARGS)
 
 release: $(STAMP) ## build the source and the wheel that would be uploaded into dist/, and check them
 	rm -rf dist

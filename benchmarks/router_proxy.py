@@ -11,6 +11,9 @@ byte. For bodies of 2, 32 and 256 KiB, plain and streamed:
 Then 200 streams at once, and the memory over many requests. Our router finds its workers, what they hold and what they
 have to do in a Redis, where simulated connectors tell it; "no index" is the same router with static URLs alone.
 
+With --compiled FOLDER our router runs once more, with the compiled modules of a wheel that is installed there
+(`make compiled-wheel && pip install --no-deps --target FOLDER dist/*.whl`).
+
 With --processes N our router has so many, each on a core of its own, as far as there are cores; where there are fewer,
 its CPU per request is what can be compared with that of one.
 
@@ -59,6 +62,7 @@ from benchmarks.proxy.measure import (
     streams_table,
 )
 from benchmarks.proxy.proxies import (
+    COMPILED,
     OURS,
     PEER_PACKAGES,
     SGLANG,
@@ -85,6 +89,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8, help="mock engines (default: 8)")
     parser.add_argument("--requests", type=int, help="of the memory check (1000000 takes some minutes)")
     parser.add_argument("--processes", type=int, default=1, help="of our router (default: %(default)s)")
+    parser.add_argument("--compiled", type=Path, metavar="FOLDER", help="where `pip install --target` put that wheel")
     parser.add_argument("--only", default="", help="names of proxies, or how they begin, with commas between them")
     parser.add_argument("--sizes", type=numbers, default=[], metavar="KIB,...", help="of bodies (default: all)")
     parser.add_argument("--kinds", type=names, default=[], help="plain, streamed, or both (default), with a comma")
@@ -137,6 +142,23 @@ def start_peers(stack: ExitStack, chosen: argparse.Namespace, mocks: Mocks, core
             print(f"{peer.name}: not installed ({peer.hint})")
         else:
             servers.append(start_server(stack, peer.name, peer.command, port, cores.proxy, folder))
+    return servers
+
+
+def start_routers(
+    stack: ExitStack, chosen: argparse.Namespace, mocks: Mocks, cores: Cores, folder: Path
+) -> list[Server]:
+    """Return our router in each of its forms that are wanted, running."""
+    report, count = folder / "report", chosen.processes
+    servers = []
+    for site in (None, chosen.compiled) if chosen.compiled else (None,):
+        for indexed in (True,) if chosen.short else (True, False):
+            name = OURS if site is None else COMPILED
+            if wanted(name if indexed else f"{name}, no index", chosen.only):
+                server = start_ours(
+                    stack, mocks.ports, report, cores, folder, indexed=indexed, processes=count, site=site
+                )
+                servers.append(server)
     return servers
 
 
@@ -214,10 +236,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         write_inputs(mocks, folder)
         servers = [Server(DIRECT, mocks.ports[0], None)]
         servers += start_peers(stack, chosen, mocks, cores, folder)
-        for indexed in (True,) if chosen.short else (True, False):
-            if wanted(OURS if indexed else f"{OURS}, no index", chosen.only):
-                count = chosen.processes
-                servers.append(start_ours(stack, mocks.ports, report, cores, folder, indexed=indexed, processes=count))
+        servers += start_routers(stack, chosen, mocks, cores, folder)
         scenarios = chosen_scenarios(chosen.sizes, chosen.kinds)
         results = run_scenarios(scenarios, servers, plan, inputs, progress)
         streams: dict[str, list[StreamsResult]] = {}

@@ -27,14 +27,16 @@ def start_ours(
     *,
     indexed: bool,
     processes: int = 1,
+    site: Path | None = None,
 ) -> Server:
     """Return our router, with all workers in its fleet. indexed: through Redis, else it is given their URLs.
 
+    site: where another build of it is installed, with compiled modules.
     Several processes have as many cores, as far as there are any beside the one of everything else.
     """
     port = free_port()
     redis_url = start_connectors(stack, workers, report, cores, folder) if indexed else None
-    peer = our_router(port, workers, redis_url, processes)
+    peer = our_router(port, workers, redis_url, processes, site)
     assert peer.command is not None
     server = start_server(stack, peer.name, peer.command, port, cores.proxies(processes), folder)
     wait_workers(server, len(workers), processes)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from benchmarks.harness.model import default_cache_dir
 
 OURS = "ghostcacher"
+COMPILED = f"{OURS}, compiled"
 NGINX = "nginx round robin"
 SGLANG = "sglang-router cache_aware"
 VLLM = "vllm-router round_robin"
@@ -103,13 +104,21 @@ def rust_peer(name: str, venv: Path, port: int, metrics_port: int, workers: Sequ
     return Peer(name, command, hint)
 
 
-def our_router(port: int, workers: Sequence[int], redis_url: str | None, processes: int = 1) -> Peer:
-    """Return our router: with a Redis it finds the workers and what they hold there, else it is given their URLs."""
+def our_router(
+    port: int, workers: Sequence[int], redis_url: str | None, processes: int = 1, site: Path | None = None
+) -> Peer:
+    """Return our router: with a Redis it finds the workers and what they hold there, else it is given their URLs.
+
+    site: where another build of it is installed, with compiled modules.
+    """
     command = [sys.executable, "-m", "ghostcacher_cli.main", "router", "--listen", f"127.0.0.1:{port}"]
     name = OURS
+    if site is not None:
+        command = ["env", f"PYTHONPATH={site}", *command]
+        name = COMPILED
     if processes > 1:
         command += ["--processes", str(processes)]
-        name = f"{OURS}, {processes} processes"
+        name += f", {processes} processes"
     if redis_url is not None:
         return Peer(name, [*command, "--redis-url", redis_url], "")
     workers_given = [part for url in urls(workers) for part in ("--worker", url)]

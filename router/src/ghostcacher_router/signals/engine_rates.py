@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
-from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
 from ghostcacher_router.signals.reservation import Reservation
@@ -39,7 +39,7 @@ class Rates(NamedTuple):
     """None when the worker cannot pull."""
     capacity: int
     """Tokens that the worker's caches hold; 0 of a plain one."""
-    record: object
+    record: WorkerRecord | None
     """The worker's record, which says whether it pulls."""
 
 
