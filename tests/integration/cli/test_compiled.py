@@ -16,7 +16,10 @@ from tests.conftest import SOAK
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "router" / "src"
 SUITES = ["tests/unit/router", "tests/integration/router"]
-SHORT_SUITES = [f"tests/unit/router/{name}" for name in ("ghostlock", "placement", "prefix_map", "signals")]
+SHORT_SUITES = [
+    *(f"tests/unit/router/{name}" for name in ("ghostlock", "placement", "prefix_map", "signals")),
+    "tests/integration/router/test_body_parser.py",
+]
 
 pytestmark = pytest.mark.timeout(3000 if SOAK else 900)
 
