@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
 
 SOAK = os.environ.get("GHOSTCACHER_SOAK") == "1"
+COMPILED_PART = "ghostcacher_router.signals"
+"""One of the router's packages that a build may compile."""
 
 # A busy machine is no failure: no deadline for one example. Every run has the same examples, so that no change fails
 # for what it did not touch; the soak form looks at others, and at 20 times as many.
@@ -60,9 +62,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if SOAK:
-        return
-    skip = pytest.mark.skip(reason="the long form: run make soak")
+    left_out = {}
+    if not SOAK:
+        left_out["soak"] = pytest.mark.skip(reason="the long form: run make soak")
+    found = find_spec(COMPILED_PART)
+    if found is not None and found.origin is not None and not found.origin.endswith(".py"):
+        left_out["interpreted"] = pytest.mark.skip(reason="the modules are compiled")
     for item in items:
-        if item.get_closest_marker("soak") is not None:
-            item.add_marker(skip)
+        for name, skip in left_out.items():
+            if item.get_closest_marker(name) is not None:
+                item.add_marker(skip)

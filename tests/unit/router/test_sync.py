@@ -52,6 +52,7 @@ async def test_sync_survives_a_store_that_goes_and_comes() -> None:
     assert len(two.text) == len(one.text) > 0
 
 
+@pytest.mark.interpreted
 @virtual
 async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is counted and passed over: what comes with it and after it is applied, each once."""
@@ -71,6 +72,7 @@ async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pyt
     assert router.metrics.bad_items.total == 1
 
 
+@pytest.mark.interpreted
 @virtual
 async def test_greatest_items_let_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No turn of the loop handles more than some 1,024 boundaries, however many one update has; none is lost."""

@@ -123,6 +123,7 @@ async def test_deadline_ends_a_wait_at_once() -> None:
     await rig.finish()
 
 
+@pytest.mark.interpreted
 @virtual
 async def test_deadline_counts_without_a_queue() -> None:
     """It bounds what the picker waits for, such as the store that is to say where a session is."""

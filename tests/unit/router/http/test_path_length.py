@@ -14,6 +14,8 @@ from ghostcacher_router.prompt.known_chats import KnownChats
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.path_length import PLAIN, STREAM, Steps, steps_of_request
 
+pytestmark = pytest.mark.interpreted
+
 KIB = 1 << 10
 INDEXED = {
     2 * KIB: Steps(placement=1_260, parsing=260, forwarding=460),

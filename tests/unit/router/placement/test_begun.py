@@ -28,6 +28,7 @@ class Decisions:
         monkeypatch.setattr(Picker, "_decide_once", counted)
 
 
+@pytest.mark.interpreted
 @virtual
 async def test_cold_prompt_is_decided_once_where_the_store_confirms_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """`place` goes on with what `place_now` has reserved, and the next request sees that meanwhile."""
@@ -72,6 +73,7 @@ async def test_another_request_with_its_id_is_decided_for_itself() -> None:
     assert (await router.picker.place(one)).ask is one
 
 
+@pytest.mark.interpreted
 @virtual
 async def test_request_that_is_asked_for_twice_before_it_waits_is_begun_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As flow control does when its turn has come."""

@@ -216,6 +216,7 @@ def test_many_reports_at_once_are_all_taken_in() -> None:
             check(queues, workers, 10.1 + turn)
 
 
+@pytest.mark.interpreted
 def test_reports_are_taken_in_before_a_request_comes() -> None:
     """It finds all columns written but those of queues that have changed since."""
     queues, workers = QueueEstimator(), [make_worker(f"w{number}") for number in range(queue_estimate.FEW + 2)]
