@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = (sys.executable, "-m", "ghostcacher_cli.main", "simulate")
+KINDS = "documents, rag, chat, agents"
 OF = "of weights and a KV cache"
 LOAD = ("documents:requests=60,documents=6,tokens=2000", "--workers", "2,3", "--policies", "hashing,ghostcacher")
 
@@ -55,7 +56,7 @@ def test_trace_is_simulated_and_a_wrong_line_of_it_is_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["no/such/file.jsonl"], "trace no/such/file.jsonl: cannot be read: No such file or directory"),
+        (["no/such/file.jsonl"], f"LOAD: expected a file, or one of {KINDS}; there is no file no/such/file.jsonl"),
         (["chat:turns=none"], "load chat, turns: expected `int`, got `str`, got 'none'"),
         (["chat", "--plot", "no/folder/a.svg"], "--plot: expected a file in a folder that exists, got no/folder/a.svg"),
         (["chat", "--model", "qwen3-32b", "--gpu", "l4"], f"gpus: expected room for 66 GB {OF}, got 24 GB of memory"),

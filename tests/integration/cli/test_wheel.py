@@ -184,13 +184,12 @@ def test_version_command_runs(python: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_without_redis_and_nixl_says_so(python: Path, tmp_path: Path) -> None:
-    """On a bare machine the doctor fails with clear words: Redis cannot be reached, NIXL is not installed."""
+    """On a bare machine the doctor fails with clear words: Redis cannot be reached. A router needs no NIXL."""
     url = "redis://127.0.0.1:1"
     done = run(python.with_name("ghostcacher"), "doctor", "--redis-url", url, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "FAIL redis: 127.0.0.1:1: cannot be used" in done.stdout
-    assert "FAIL nixl" in done.stdout
-    assert "pip install nixl" in done.stdout
+    assert "WARN nixl: no READ was tried from here" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
