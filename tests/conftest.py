@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ghostcacher_cli.main import is_compiled
 from tests.support.open_files import close_forgotten
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
 
 SOAK = os.environ.get("GHOSTCACHER_SOAK") == "1"
-COMPILED_PART = "ghostcacher_router.signals"
-"""One of the router's packages that a build may compile."""
 
 # A busy machine is no failure: no deadline for one example. Every run has the same examples, so that no change fails
 # for what it did not touch; the soak form looks at others, and at 20 times as many.
@@ -65,8 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     left_out = {}
     if not SOAK:
         left_out["soak"] = pytest.mark.skip(reason="the long form: run make soak")
-    found = find_spec(COMPILED_PART)
-    if found is not None and found.origin is not None and not found.origin.endswith(".py"):
+    if is_compiled():
         left_out["interpreted"] = pytest.mark.skip(reason="the modules are compiled")
     for item in items:
         for name, skip in left_out.items():

@@ -266,7 +266,7 @@ def _simulate(words: Sequence[str]) -> int:
 
 def _version(words: Sequence[str]) -> int:
     argparse.ArgumentParser(prog="ghostcacher version", description=COMMANDS["version"].help).parse_args(words)
-    print(f"ghostcacher {__version__}" + (" (compiled)" if _is_compiled() else ""))
+    print(f"ghostcacher {__version__}" + (" (compiled)" if is_compiled() else ""))
     print(f"python {platform.python_version()}")
     for name in SHOWN_PACKAGES:
         try:
@@ -276,7 +276,7 @@ def _version(words: Sequence[str]) -> int:
     return 0
 
 
-def _is_compiled() -> bool:
+def is_compiled() -> bool:
     """Whether the router's busiest modules are C extensions, as `make compiled-wheel` builds them."""
     module = find_spec("ghostcacher_router.signals.ttft_forecast")
     return module is not None and module.origin is not None and not module.origin.endswith(".py")
