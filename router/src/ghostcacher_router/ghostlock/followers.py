@@ -12,18 +12,16 @@ request together never exceed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.ranking import Draw, Ranking
-from ghostcacher_router.signals.ttft_forecast import WorkerMatch, forecast
-from ghostcacher_router.signals.worker_queue import QueueEstimate
-from ghostcacher_router.signals.working_sets import Displacement
+from ghostcacher_router.signals.ttft_forecast import WorkerMatch
 from ghostcacher_router.types import Forecast
 
 OVERLOAD = 1.5
@@ -35,7 +33,22 @@ WAIT_BUDGET_FACTOR = 1.25
 LATE = 0.25
 """An owner that is late by this share of what computing again takes gets no more followers: it may have stalled."""
 
-Candidates = Sequence[tuple[WorkerPort, QueueEstimate]]
+
+class Candidates(Protocol):
+    """The workers that may take a request, each with its queue."""
+
+    def find(self, name: str) -> tuple[int, WorkerPort] | None:
+        """Return the place of a worker among them, and itself; None when it is not one of them."""
+
+    def forecast_at(self, place: int, then: WorkerMatch) -> Forecast:
+        """Return the forecast at the worker at a place, should it have so much of the prompt."""
+
+    def best_pull(self, namespace: str, tokens: int, ready_ms: float, without: str) -> Forecast | None:
+        """Return the least forecast at workers of a namespace that can pull so many tokens in a while.
+
+        ready_ms: until these are there. without: the worker that has them then; it is left out. None when all others
+        would sooner compute a part of them.
+        """
 
 
 class Action(Enum):
@@ -67,21 +80,13 @@ class Choice(NamedTuple):
     match: PrefixMatch
     """What is known of where the request's prefix is."""
     candidates: Candidates
-    """The workers that may take it, each with its queue."""
+    """The workers that may take it."""
     recompute: Forecast
     """The best forecast of computing the prefix again, as if there were no lock."""
     now: float
     """Loop clock, s."""
     budget_ends_at: float
     """End of the request's wait budget; loop clock, s."""
-    displacement: Mapping[str, Displacement]
-    """What the prompt costs others in the cache of each worker, by name."""
-
-    def forecast_at(self, estimate: QueueEstimate, match: WorkerMatch) -> Forecast:
-        """Return the forecast at a worker, should it have so much of the prompt."""
-        engine, queue_ms, tokens = estimate.engine, estimate.queue_ms, self.match.tokens
-        displacement = self.displacement[engine.name]
-        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, displacement, estimate.link_ms)
 
 
 def encountered_locks(
@@ -169,29 +174,20 @@ class _AtOwner(NamedTuple):
 
 def _at_owner(choice: Choice, encountered: EncounteredLock, ready_ms: float) -> _AtOwner | None:
     """Forecast going where the prefix is being computed: it is ahead in the queue there, and local after that."""
-    match = choice.match
-    for worker, estimate in choice.candidates:
-        if worker.name == encountered.lock.worker:
-            local, pullable, _ = match.at(worker)
-            then = WorkerMatch(max(local, match.tokens_at(encountered.boundary)), pullable, ready_ms)
-            found = choice.forecast_at(estimate, then)
-            return _AtOwner(found, worker.shares_prefill)
-    return None
+    match, candidates = choice.match, choice.candidates
+    owner = candidates.find(encountered.lock.worker)
+    if owner is None:
+        return None
+    place, worker = owner
+    local, pullable, _ = match.at(worker)
+    then = WorkerMatch(max(local, match.tokens_at(encountered.boundary)), pullable, ready_ms)
+    return _AtOwner(candidates.forecast_at(place, then), worker.shares_prefill)
 
 
 def _pulled_after_wait(choice: Choice, encountered: EncounteredLock, ready_ms: float) -> Forecast | None:
     """Forecast the best of waiting for the prefix and pulling it elsewhere; None where computing again is faster."""
-    match, best = choice.match, None
+    match = choice.match
     if not match.pulls:
         return None
     covered = match.tokens_at(encountered.boundary)
-    for worker, estimate in choice.candidates:
-        if worker.name != encountered.lock.worker and worker.namespace == encountered.namespace:
-            local, pullable, _ = match.at(worker)
-            then = WorkerMatch(local, max(pullable, covered), ready_ms)
-            found = choice.forecast_at(estimate, then)
-            if found.cached_tokens >= min(covered, match.tokens - 1) and (
-                best is None or found.total_ms < best.total_ms
-            ):
-                best = found
-    return best
+    return choice.candidates.best_pull(encountered.namespace, covered, ready_ms, encountered.lock.worker)

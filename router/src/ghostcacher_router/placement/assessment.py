@@ -14,6 +14,7 @@ import numpy as np
 from ghostcacher_router.placement.agreed_worker import with_agreed_worker
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import (
     BYTES_PER_TOKEN_GUESS,
@@ -22,9 +23,17 @@ from ghostcacher_router.signals.prefix_match import (
     PrefixMatch,
     PrefixMatcher,
 )
-from ghostcacher_router.signals.queue_columns import QueueList, Queues
+from ghostcacher_router.signals.queue_columns import QueueList, Queues, QueueView
 from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
-from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Column, forecast, totals, totals_of_few
+from ghostcacher_router.signals.ttft_forecast import (
+    NO_MATCH,
+    Column,
+    MatchColumns,
+    WorkerMatch,
+    forecast,
+    totals,
+    totals_of_few,
+)
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import (
     FREE,
@@ -61,56 +70,99 @@ class Assessment(NamedTuple):
         found = self.queues.estimate_at(place)
         return found.later(self.adapter_ms[place]) if self.adapter_ms and self.adapter_ms[place] else found
 
-    def forecast_at(self, place: int) -> Forecast:
-        """Return the TTFT forecast of a candidate, given by its place; without a match, of one token."""
+    def forecast_at(self, place: int, then: WorkerMatch | None = None) -> Forecast:
+        """Return the TTFT forecast of a candidate, given by its place; without a match, of one token.
+
+        then: what it will have of the prompt, where that is not what it has now.
+        """
         worker, found, match = self.candidates.workers[place], self.estimate_at(place), self.match
         if match is None:
             return forecast(found.engine, found.queue_ms, 1, NO_MATCH)
+        if then is None:
+            then = match.at(worker)
         displacement = self.displacement[worker.name]
-        return forecast(
-            found.engine, found.queue_ms, match.tokens, match.at(worker), found.prefilling, displacement, found.link_ms
-        )
+        return forecast(found.engine, found.queue_ms, match.tokens, then, found.prefilling, displacement, found.link_ms)
+
+    def find(self, name: str) -> tuple[int, WorkerPort] | None:
+        """Return the place of a worker among the candidates, and itself; None when it is not one of them."""
+        place = self.queues.listed.places.get(name)
+        return None if place is None else (place, self.candidates.workers[place])
 
     def ranking(self) -> Ranking:
         """Return these forecasts to choose from, at the price of a few for hundreds of candidates."""
         queues, match, (workers, namespaces, _, _) = self.queues, self.match, self.candidates
         if isinstance(queues, QueueList):
             return self.few(queues)
-        places, queue_ms = queues.listed.places, queues.queue_ms
-        if self.adapter_ms:
-            queue_ms = queue_ms + np.array(self.adapter_ms)
+        places = queues.listed.places
         if match is None:
             nothing = np.zeros(1)
             total_ms = totals(
                 queues.engines,
-                queue_ms,
+                self._queue_ms(queues),
                 1,
-                local=nothing,
-                pullable=0.0,
+                MatchColumns(nothing, 0.0),
                 delayed=0.0,
                 link_ms=0.0,
                 brought=0.0,
                 kept=0.0,
             )
             return ColumnRanking(total_ms, workers, places, self.forecast_at)
+        columns = MatchColumns(match.local_column(places), match.pullable_column(workers, namespaces))
+        total_ms = self._totals(queues, match.tokens, columns)
+        return ColumnRanking(total_ms, workers, places, self.forecast_at)
+
+    def best_pull(self, namespace: str, tokens: int, ready_ms: float, without: str) -> Forecast | None:
+        """Return the least forecast at workers of a namespace that can pull so many tokens in a while.
+
+        ready_ms: until these are there. without: the worker that has them then; it is left out. None when all others
+        would sooner compute a part of them.
+        """
+        match, queues, workers = self.match, self.queues, self.candidates.workers
+        assert match is not None, "who has no prompt encounters no lock"
+        pullable, best = max(match.pullable.get(namespace, 0), tokens), None
+        enough = min(tokens, match.tokens - 1)
+        if isinstance(queues, QueueList):
+            for place, worker in enumerate(workers):
+                if worker.name != without and worker.namespace == namespace:
+                    found = self.forecast_at(place, WorkerMatch(match.at(worker).local, pullable, ready_ms))
+                    if found.cached_tokens >= enough and (best is None or found.total_ms < best.total_ms):
+                        best = found
+            return best
+        places = queues.listed.places
+        columns = MatchColumns(match.local_column(places), float(pullable), ready_ms)
+        total_ms = self._totals(queues, match.tokens, columns, match.tokens - enough)
+        if self.candidates.namespaces != (namespace,):
+            total_ms[[worker.namespace != namespace for worker in workers]] = np.inf
+        if without in places:
+            total_ms[places[without]] = np.inf
+        place = int(total_ms.argmin())
+        if total_ms.item(place) == np.inf:
+            return None
+        return self.forecast_at(place, WorkerMatch(match.at(workers[place]).local, pullable, ready_ms))
+
+    def _queue_ms(self, queues: QueueView) -> Column:
+        return queues.queue_ms + np.array(self.adapter_ms) if self.adapter_ms else queues.queue_ms
+
+    def _totals(self, queues: QueueView, tokens: int, match: MatchColumns, computed_max: int | None = None) -> Column:
+        """Return the totals of the forecasts, with such a match: see `totals`."""
         usual, others = self.displacement.usual, self.displacement
         brought: Column | float = usual.brought
         kept: Column | float = usual.kept
         if others:
-            brought = np.array([others[worker.name].brought for worker in workers])
-            kept = np.array([others[worker.name].kept for worker in workers])
-        total_ms = totals(
+            names = queues.listed.places
+            brought = np.array([others[name].brought for name in names])
+            kept = np.array([others[name].kept for name in names])
+        return totals(
             queues.engines,
-            queue_ms,
-            match.tokens,
-            local=match.local_column(places),
-            pullable=match.pullable_column(workers, namespaces),
+            self._queue_ms(queues),
+            tokens,
+            match,
             delayed=queues.prefilling,
             link_ms=queues.link_ms,
             brought=brought,
             kept=kept,
+            computed_max=computed_max,
         )
-        return ColumnRanking(total_ms, workers, places, self.forecast_at)
 
     def few(self, queues: QueueList) -> ListRanking:
         """Return the same for a few candidates. queues: theirs."""

@@ -273,9 +273,7 @@ class Picker:
         for one in encountered:
             if not one.lock.confirmed:
                 return WaitForLock(one.lock, confirm_by(one.lock))
-        workers = found.candidates.workers
-        candidates = [(worker, found.estimate_at(place)) for place, worker in enumerate(workers)]
-        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at, found.displacement)
+        choice = Choice(this.match, found, recompute, found.now, progress.budget_ends_at)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
             return WaitForLock(lock, step.until)

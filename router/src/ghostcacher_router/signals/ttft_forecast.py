@@ -88,6 +88,14 @@ class WorkerMatch(NamedTuple):
     """Time until both are true; 0 when they are now, more while a prefix is still being computed."""
 
 
+class MatchColumns(NamedTuple):
+    """The same at many workers; shape (workers,), or a number that is the same at all of them."""
+
+    local: Column
+    pullable: Column | float
+    ready_ms: float = 0.0
+
+
 NO_MATCH = WorkerMatch(0, 0, 0.0)
 
 _new = tuple.__new__
@@ -197,20 +205,22 @@ def totals(
     engines: EngineColumns,
     queue_ms: Column,
     tokens: int,
+    match: MatchColumns,
     *,
-    local: Column,
-    pullable: Column | float,
     delayed: Column | float,
     link_ms: Column | float,
     brought: Column | float,
     kept: Column | float,
+    computed_max: int | None = None,
 ) -> Column:
     """Return the `total_ms` of `forecast` for many workers, to the last bit: the same steps in the same order.
 
-    local, pullable: of `WorkerMatch`, where `ready_ms` is 0. brought, kept: of `Displacement`.
+    brought, kept: of `Displacement`.
+    computed_max: the total of a worker that would compute more tokens than this is infinite.
     """
     # What adds nothing is left out: each step takes about a microsecond, whatever the number of workers.
     ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engines
+    local, pullable, ready_ms = match
     last = float(tokens - 1) if tokens > 1 else 0.0
     held = np.minimum(local, last)
     needed = tokens - held
@@ -218,17 +228,24 @@ def totals(
     computed = needed
     pulled = (min(pullable, last) if isinstance(pullable, float) else np.minimum(pullable, last)) - held
     pulls = pulled > 0
+    # By when the prefix is there that is still being computed, whether it is local then or pulled.
+    after_ms = np.maximum(total_ms, ready_ms) if ready_ms else total_ms
     if np.count_nonzero(pulls):
         pulls_ms = pull_fixed_ms + pulled * pull_ms_per_token
         shorter_ms = total_ms - step_ms * pulled / STEP_TOKENS
-        waits = not isinstance(link_ms, float) or link_ms > 0.0
+        waits = not isinstance(link_ms, float) or link_ms > 0.0 or ready_ms > 0.0
         begin_ms = np.maximum(shorter_ms, link_ms) if waits else shorter_ms
-        pulls &= pulls_ms < total_ms - begin_ms + pulled * ms_per_token
+        if ready_ms:
+            begin_ms = np.maximum(begin_ms, ready_ms)
+        pulls &= pulls_ms < after_ms - begin_ms + pulled * ms_per_token
         computed = needed - pulled * pulls
+        wait_ms = np.where(pulls, begin_ms - shorter_ms, after_ms - total_ms) if waits else 0.0
         total_ms = np.where(pulls, shorter_ms, total_ms)
         if waits:
-            total_ms += np.where(pulls, begin_ms - shorter_ms, 0.0)
+            total_ms += wait_ms
         total_ms += np.where(pulls, pulls_ms, 0.0)
+    elif ready_ms:
+        total_ms += after_ms - total_ms
     compute_ms = computed * ms_per_token
     total_ms += compute_ms
     lacking = needed > kv_free
@@ -241,6 +258,8 @@ def totals(
     elif not isinstance(brought, float) or brought:
         others_ms += brought * needed * ms_per_token
     total_ms += others_ms
+    if computed_max is not None:
+        total_ms[computed > computed_max] = np.inf
     return total_ms
 
 

@@ -17,11 +17,13 @@ from ghostcacher_router.ghostlock.followers import (
 )
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
+from ghostcacher_router.placement.assessment import FREE_EVERYWHERE, Assessment
+from ghostcacher_router.placement.candidates import Candidates
 from ghostcacher_router.signals.prefix_match import NOBODY, PrefixMatch
+from ghostcacher_router.signals.queue_columns import ListedQueues, QueueList
 from ghostcacher_router.signals.ranking import Draw, ListRanking
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
-from ghostcacher_router.signals.worker_queue import QueueEstimate
-from ghostcacher_router.signals.working_sets import FREE
+from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
 from ghostcacher_router.types import Endpoint, Forecast
 from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import make_record
@@ -49,14 +51,14 @@ def decide(ready_s: dict[str, float], *, budget_s: float = 1.0, queue_ms: float 
     """Return whose lock is honoured, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
     match = PrefixMatch(PROMPT, TOKENS, NOBODY, {}, {}, {}, True)
     engines = {name: Engine(name, MS_PER_TOKEN, 0.0, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
-    candidates = [
-        (worker(name, shares_prefill=name == "v"), QueueEstimate(engines[name], queue_ms, reported=True))
-        for name in NAMES
-    ]
+    workers = [worker(name, shares_prefill=name == "v") for name in NAMES]
+    listed = ListedQueues(workers, [WorkerQueue(slot) for slot in range(len(NAMES))])
+    queues = QueueList(listed, [QueueEstimate(engines[name], queue_ms, reported=True) for name in NAMES], True)
+    candidates = Candidates(workers, tuple(one.namespace for one in workers), True, None)
+    found = Assessment(candidates, match, queues, None, NOW, FREE_EVERYWHERE)
     recompute = forecast(engines["other"], 0.0, TOKENS, NO_MATCH)
     locks = [encountered(name, NOW + seconds) for name, seconds in ready_s.items()]
-    free = dict.fromkeys(NAMES, FREE)
-    lock, step = follow_any(Choice(match, candidates, recompute, NOW, NOW + budget_s, free), locks)
+    lock, step = follow_any(Choice(match, found, recompute, NOW, NOW + budget_s), locks)
     return lock.worker, step.action
 
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from ghostcacher_router.signals.queue_columns import NO_PULL
 from ghostcacher_router.signals.ranking import ColumnRanking, Draw, ListRanking, Ranking
-from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals, totals_of_few
+from ghostcacher_router.signals.ttft_forecast import (
+    Engine,
+    EngineColumns,
+    MatchColumns,
+    WorkerMatch,
+    forecast,
+    totals,
+    totals_of_few,
+)
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import FREE, Displacement
 from ghostcacher_router.types import Forecast
@@ -54,11 +62,17 @@ def columns_of(engines: list[Engine]) -> EngineColumns:
     return EngineColumns(ms_per_token, step_ms, decode_ms, np.array(free, float), pull_fixed_ms, np.array(pulls))
 
 
-@given(st.lists(CASES, min_size=1, max_size=9), st.integers(1, 200_000))
-def test_columns_and_lists_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
+READY = st.just(0.0) | MS
+
+
+@given(st.lists(CASES, min_size=1, max_size=9), st.integers(1, 200_000), READY, st.none() | st.integers(0, 200_000))
+def test_columns_say_what_forecasts_say(
+    cases: list[Case], tokens: int, ready_ms: float, computed_max: int | None
+) -> None:
     """To the last bit, so that a choice by columns is the choice by forecasts: of the least, and of equal ones."""
     found = [
-        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), *one[4:]) for one in cases
+        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, ready_ms), *one[4:])
+        for one in cases
     ]
     _, queue_ms, local, pullable, delayed, displacements, link_ms = zip(*cases, strict=True)
     brought, kept = np.array(displacements, float).T
@@ -66,14 +80,25 @@ def test_columns_and_lists_say_what_forecasts_say(cases: list[Case], tokens: int
         columns_of([one.engine for one in cases]),
         np.array(queue_ms, float),
         tokens,
-        local=np.array(local, float),
-        pullable=np.array(pullable, float),
+        MatchColumns(np.array(local, float), np.array(pullable, float), ready_ms),
         delayed=np.array(delayed, float),
         link_ms=np.array(link_ms, float),
         brought=brought,
         kept=kept,
+        computed_max=computed_max,
     )
-    assert total_ms.tolist() == [one.total_ms for one in found]
+    assert total_ms.tolist() == [
+        one.total_ms if computed_max is None or one.computed_tokens <= computed_max else inf for one in found
+    ]
+
+
+@given(st.lists(CASES, min_size=1, max_size=9), st.integers(1, 200_000))
+def test_lists_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
+    """To the last bit, too."""
+    found = [
+        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), *one[4:]) for one in cases
+    ]
+    _, _, local, pullable, _, displacements, _ = zip(*cases, strict=True)
     queues = []
     for one in cases:
         queues.append(QueueEstimate(one.engine, one.queue_ms, True))
@@ -96,9 +121,10 @@ ONE_FOR_ALL = st.builds(Displacement, st.just(0.0) | st.floats(0, 2), st.just(0.
     st.integers(1, 200_000),
     st.sampled_from([0, 500, 30_000, 250_000]),
     ONE_FOR_ALL,
+    READY,
 )
 def test_what_is_alike_at_all_workers_may_be_a_number(
-    cases: list[Case], tokens: int, pullable: int, displacement: Displacement
+    cases: list[Case], tokens: int, pullable: int, displacement: Displacement, ready_ms: float
 ) -> None:
     """Columns say the same to the last bit, though they leave out what adds nothing."""
     alike = [one._replace(pullable=pullable, displacement=displacement, link_ms=0.0) for one in cases]
@@ -107,15 +133,14 @@ def test_what_is_alike_at_all_workers_may_be_a_number(
         columns_of([one.engine for one in alike]),
         np.array(queue_ms, float),
         tokens,
-        local=np.array(local, float),
-        pullable=float(pullable),
+        MatchColumns(np.array(local, float), float(pullable), ready_ms),
         delayed=np.array(delayed, float),
         link_ms=0.0,
         brought=displacement.brought,
         kept=displacement.kept,
     )
     assert total_ms.tolist() == [
-        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, pullable, 0.0), *one[4:]).total_ms
+        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, pullable, ready_ms), *one[4:]).total_ms
         for one in alike
     ]
 
