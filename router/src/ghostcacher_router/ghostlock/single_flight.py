@@ -179,9 +179,9 @@ class SingleFlight:
         """Stop honouring a lock whose owner is overdue. Who waits decides anew, and finds the lock that replaces it."""
         self._drop(lock)
 
-    async def wait(self, lock: GhostLock, until: float) -> None:
-        """Return when a lock is confirmed or over, or at `until` (loop clock)."""
-        changed = lock.changed
+    async def wait(self, lock: GhostLock, until: float, changed: asyncio.Event | None = None) -> None:
+        """Return when a lock is confirmed or over, or at `until` (loop clock). changed: its event, as it was before."""
+        changed = changed or lock.changed
         while not changed.is_set() and self._table.is_live(lock) and (now := self._clock()) < until:
             pause_s = min(until, lock.expires_at) - now
             if not lock.ours:

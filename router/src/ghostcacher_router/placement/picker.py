@@ -23,6 +23,7 @@ confirm a ghost lock (7). After each wait it decides anew. All state is touched 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,10 @@ class WaitForLock(NamedTuple):
     lock: GhostLock
     until: float
     """End of the wait; loop clock, s."""
+    changed: asyncio.Event
+    """Set when the lock is not any more what it was when this was decided."""
+    confirmed: bool
+    """Whether it was confirmed then."""
 
 
 class Yielded(NamedTuple):
@@ -105,7 +110,7 @@ class _Begun(NamedTuple):
     """What is known of a request when `place` goes on with it."""
 
     progress: Progress
-    step: PlacedRequest | LookupNeeded
+    step: _Step
 
 
 class _Round(NamedTuple):
@@ -145,9 +150,7 @@ class Picker:
         step = self._decide(ask, progress)
         if isinstance(step, PlacedRequest) and (step.lock is None or step.lock.confirmed):
             return self._tracker.commit(step)
-        if not isinstance(step, WaitForLock):
-            # A lock may change before `place` is called, which then waits in vain.
-            self._begun.keep(ask, _Begun(progress, step))
+        self._begun.keep(ask, _Begun(progress, step))
         return None
 
     async def place(self, ask: Ask) -> PlacedRequest:
@@ -272,11 +275,11 @@ class Picker:
             progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
         for one in encountered:
             if not one.lock.confirmed:
-                return WaitForLock(one.lock, confirm_by(one.lock))
+                return _waiting(one.lock, confirm_by(one.lock))
         choice = Choice(this.match, found, recompute, found.now, progress.budget_ends_at)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
-            return WaitForLock(lock, step.until)
+            return _waiting(lock, step.until)
         if step.action is Action.FOLLOW:
             return self._reserve(this, step.forecast, Reason.FOLLOW, progress)
         if step.action is Action.TAKE_OVER:
@@ -342,12 +345,11 @@ class Picker:
 
     async def _wait(self, wait: WaitForLock, progress: Progress, trace: LockWaits | None) -> None:
         lock, began_at = wait.lock, self._clock()
-        followed = lock.confirmed
-        await self._locks.wait(lock, wait.until)
+        await self._locks.wait(lock, wait.until, wait.changed)
         if trace is not None:
             trace.waited(began_at, self._clock(), worker=lock.worker)
-        progress.waited |= followed
-        if not lock.ours and followed:
+        progress.waited |= wait.confirmed
+        if not lock.ours and wait.confirmed:
             # Another router's request: only the index can tell whether the prefix is there now.
             progress.newer_than, progress.may_look_up = self._clock(), True
 
@@ -377,6 +379,10 @@ class Picker:
         """Whether nobody is known to serve the model, and asking the workers may show that somebody does."""
         model = ask.shape.model
         return model is not None and not self._fleet.serving(model) and self._fleet.models_may_be_old
+
+
+def _waiting(lock: GhostLock, until: float) -> WaitForLock:
+    return WaitForLock(lock, until, lock.changed, lock.confirmed)
 
 
 def _lock_result(reason: Reason, progress: Progress, replaces: GhostLock | None, now: float) -> str | None:

@@ -8,10 +8,10 @@ import pytest
 
 from ghostcacher_router.placement.begun import ABANDONED_S
 from ghostcacher_router.placement.picker import Picker
-from ghostcacher_router.types import Ask
+from ghostcacher_router.types import Ask, Outcome, Reason
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import Sim
-from tests.support.shared_document import ENDS, question
+from tests.support.shared_document import COMPUTE_S, DOC_TOKENS, ENDS, question
 
 
 class Decisions:
@@ -88,3 +88,57 @@ async def test_request_that_is_asked_for_twice_before_it_waits_is_begun_once(mon
     assert decisions.of == [ask.request_id]
     assert placed.lock is not None
     assert placed.lock.token is not None
+
+
+@pytest.mark.interpreted
+@virtual
+async def test_request_that_waits_for_a_lock_is_decided_once_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has to wait for is known when `place` is called."""
+    sim, decisions = Sim(3, shares_prefill=False), Decisions(monkeypatch)
+    await sim.settle()
+    router = sim.routers[0]
+    first = router.send(question(0), ends=ENDS)
+    await asyncio.sleep(0)
+    ask = router.ask(question(1), ends=ENDS)
+    assert router.picker.place_now(ask) is None
+    waiting = asyncio.ensure_future(router.picker.place(ask))
+    await sim.settle(0.01)
+    assert decisions.of.count(ask.request_id) == 1
+    placed = await waiting
+    assert (placed.reason, placed.lock_result) == (Reason.FOLLOW, "waited")
+    await first
+
+
+@virtual
+async def test_lock_that_is_confirmed_before_the_wait_for_that_is_not_waited_for() -> None:
+    """It is followed at once, which is no wait for the lock itself."""
+    sim = Sim(3, 2)
+    _, *others = sim.engines.values()
+    for engine in others:
+        engine.extra_tokens = 10 * DOC_TOKENS
+    await sim.settle()
+    router = sim.routers[0]
+    one, two = (router.ask(question(number), ends=ENDS) for number in range(2))
+    assert router.picker.place_now(one) is None
+    assert router.picker.place_now(two) is None
+    first = await router.picker.place(one)
+    began = sim.now()
+    second = await router.picker.place(two)
+    assert sim.now() == began
+    assert (second.worker, second.lock_result) == (first.worker, "followed")
+
+
+@virtual
+async def test_lock_that_is_over_before_the_wait_is_not_waited_for() -> None:
+    """Who comes next takes one itself."""
+    sim = Sim(3, shares_prefill=False)
+    await sim.settle()
+    router = sim.routers[0]
+    first = router.picker.place_now(router.ask(question(0), ends=ENDS))
+    assert first is not None
+    ask, began = router.ask(question(1), ends=ENDS), sim.now()
+    assert router.picker.place_now(ask) is None
+    first.ended(Outcome.BROKE, None)
+    placed = await router.picker.place(ask)
+    assert placed.lock is not None
+    assert sim.now() - began < COMPUTE_S / 10
