@@ -121,6 +121,10 @@ def test_pull_is_of_who_is_free_when_the_prefix_is_there() -> None:
         assert _worker(found.best_pull("a", 3_000, 0.0, "w0")) == "w4"
         assert _worker(found.best_pull("a", 3_000, 0.0, "w4")) == "w0"
         assert _worker(found._replace(displacement=_dear("w4")).best_pull("a", 3_000, 2_000.0, "w0")) == "w3"
+    for found in assessments(cases, 3_900, adapter=False):
+        pulled = found.best_pull("a", 3_000, 0.0, "w0")
+        assert pulled is not None
+        assert pulled.pulled_tokens == 3_900, "what others have already is pulled, too"
     for found in assessments(cases[:3], 0, adapter=False):
         assert found.best_pull("a", 3_000, 0.0, "w0") is None
 
