@@ -4,14 +4,15 @@
         [--clients 4,each] [--rounds 3] [--each FILE]
 
 Real vLLM engines, a real Redis and a real router. First an engine is measured alone: a document that is new, and one
-that it has but for its end, an answer alone and several beside each other, a pull; and how much slower engines are that
-compute at one time, on cores of their own and on the same ones. These figures make the simulated workers. Then both get
-the same questions, in turns and through the router, from as many clients. One placement more or less decides where all
-later ones go: so there are several rounds, each with other documents in another order and empty caches; figures are of
-all rounds together. Prompts of which an engine has most take a small part of the time of the others, and where they are
-about half the median of all lies anywhere between the two: so there are medians of either kind, too. Exits with 1 where
-the simulator is off by more than 20 % in a median TTFT or in tokens computed. What else computes meanwhile makes the
-engines' speed another one than was measured. `--each FILE` has what became of each request, of both, as JSON lines.
+that it has but for its end, asked for by itself and through the router while the others compute, an answer alone and
+several beside each other, a pull; and how much slower engines are that compute at one time, on cores of their own and
+on the same ones. These figures make the simulated workers. Then both get the same questions, in turns and through the
+router, from as many clients. One placement more or less decides where all later ones go: so there are several rounds,
+each with other documents in another order and empty caches; figures are of all rounds together. Prompts of which an
+engine has most take a small part of the time of the others, and where they are about half the median of all lies
+anywhere between the two: so there are medians of either kind, too. Exits with 1 where the simulator is off by more than
+20 % in a median TTFT or in tokens computed. What else computes meanwhile makes the engines' speed another one than was
+measured. `--each FILE` has what became of each request, of both, as JSON lines.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -201,17 +202,23 @@ class Bench(NamedTuple):
     texts: Documents
     progress: ProgressLine
 
-    def measured(self) -> FleetSpec:
-        """Measure the engines, while they do nothing else, and return a fleet that is like them."""
+    def measured(self) -> dict[str, FleetSpec]:
+        """Measure the engines, while they do nothing else, and return a fleet that is like them for each policy."""
         tokens = self.chosen.document_tokens
         for number, engine in enumerate(self.engines):
             warm_up(engine, self.texts.tokens(tokens, seed=6_000_000 + number))
         self.progress("measuring the engines")
-        return simulated_fleet(
-            self.engines, self.texts, tokens=tokens, block_tokens=BLOCK_TOKENS, step_tokens=STEP_TOKENS
+        fleets = simulated_fleet(
+            self.engines,
+            self.texts,
+            self.router.client,
+            tokens=tokens,
+            block_tokens=BLOCK_TOKENS,
+            step_tokens=STEP_TOKENS,
         )
+        return dict(zip(POLICIES, fleets, strict=True))
 
-    def rounds(self, fleet: FleetSpec) -> Iterator[Asked]:
+    def rounds(self, fleets: Mapping[str, FleetSpec]) -> Iterator[Asked]:
         """Ask both in all ways, for as many rounds as were chosen."""
         for clients in clients_of(self.chosen, len(self.engines)):
             for number, policy in enumerate(POLICIES):
@@ -224,7 +231,9 @@ class Bench(NamedTuple):
                         seed=len(POLICIES) * order + number,
                         order=order,
                     )
-                    yield Asked(policy, clients, order, questions, *self._ask(policy, clients, questions, fleet))
+                    yield Asked(
+                        policy, clients, order, questions, *self._ask(policy, clients, questions, fleets[policy])
+                    )
 
     def _ask(self, policy: str, clients: int, questions: Questions, fleet: FleetSpec) -> tuple[Result, Run]:
         entrant = next(each for each in entrants(1) if each.key == POLICIES[policy])
@@ -313,16 +322,18 @@ def report(found: Sequence[Compared]) -> str:
     return table(["policy", "engines", "clients", "figure", "real", "simulated", "off"], rows)
 
 
-def describe(fleet: FleetSpec) -> str:
-    """Return the figures of a fleet that was measured."""
+def describe(fleet: FleetSpec, routed: FleetSpec) -> str:
+    """Return the figures of a fleet that was measured, asked in turns and through the router."""
     (profile, batching, _, _), cores = fleet.worker, fleet.cores
     assert cores is not None
+    before, behind = (milliseconds(each.worker.profile.arrival_s) for each in (fleet, routed))
+    step, further = milliseconds(batching.step_s), milliseconds(batching.decode_s)
     busy, shared = (", ".join(f"{speed:.2f}" for speed in speeds) for speeds in (cores.busy, cores.shared))
     return (
-        f"{fleet.workers} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} "
-        f"before, steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further "
-        f"answer, pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed of one, two, ... at a "
-        f"time on cores of their own: {busy}; on the same ones: {shared}"
+        f"{fleet.workers} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {before} before ({behind} through the "
+        f"router), steps of {step} and {further} for each further answer, pulls at "
+        f"{profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed of one, two, ... at a time on cores of their own: {busy}; "
+        f"on the same ones: {shared}"
     )
 
 
@@ -339,11 +350,11 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 with RouterProcess(redis_url=redis.url) as router:
                     router.wait_workers(size)
                     bench = Bench(chosen, engines, router, texts, progress)
-                    fleet = bench.measured()
-                    rounds = list(bench.rounds(fleet))
+                    fleets = bench.measured()
+                    rounds = list(bench.rounds(fleets))
             finally:
                 stop_all(engines)
-        progress.done(describe(fleet))
+        progress.done(describe(*fleets.values()))
         found += [compared(list(same)) for _, same in groupby(rounds, key=attrgetter("clients", "policy"))]
         rows += chain.from_iterable(map(each_request, rounds))
     if chosen.each is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from statistics import median
 
-from benchmarks.harness.client import run_concurrently
+from benchmarks.harness.client import Client, run_concurrently
 from benchmarks.harness.documents import Documents
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.launch import EngineOptions
-from benchmarks.harness.scenario import share
+from benchmarks.harness.scenario import NotShared, share
 from ghostcacher_cli.up.launch import is_cpu_build
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.machines.workers import FleetSpec, WorkerSpec
@@ -64,14 +67,40 @@ class Meter:
         self._forget()
         return median(times)
 
-    def hit_s(self, end_tokens: int) -> float:
-        """Return the time to the first token of a prompt that the first engine has but for its end."""
+    def hit_s(self, end_tokens: int, through: Client | None = None) -> float:
+        """Return the time to the first token of a prompt that the first engine has but for its end.
+
+        through: a client of the engine or of a router; asked while all other engines compute. None: of the engine,
+        while nothing else runs.
+        """
         client, document = self._engines[0].client, self._document(self._tokens)
         client.complete(document, max_tokens=2, pull=False)
         ends = [self._document(end_tokens) for _ in range(2 * ROUNDS)]
-        times = [client.complete([*document, *end], max_tokens=2, pull=False).ttft_s for end in ends]
+        with self._others_compute() if through else nullcontext():
+            answers = [(through or client).complete([*document, *end], max_tokens=2) for end in ends]
         self._forget()
-        return median(times)
+        found = [each.ttft_s for each in answers if (each.cached_tokens or 0) >= self._tokens / 2]
+        if not found:
+            raise NotShared(f"{through}: expected {self._engines[0]} to be asked for what it has, it was not")
+        return median(found)
+
+    @contextmanager
+    def _others_compute(self) -> Iterator[None]:
+        """Have all engines but the first compute prompts, one after the other."""
+        ended = threading.Event()
+
+        def compute(engine: Engine) -> None:
+            while not ended.is_set():
+                engine.client.complete(self._document(self._tokens), max_tokens=2, pull=False)
+
+        with ThreadPoolExecutor(len(self._engines)) as pool:
+            running = [pool.submit(compute, engine) for engine in self._engines[1:]]
+            try:
+                yield
+            finally:
+                ended.set()
+        for each in running:
+            each.result()
 
     def gap_s(self, answers: int, prompt_tokens: int) -> float:
         """Return the time between two tokens of an answer of the first engine, of so many beside each other."""
@@ -100,10 +129,11 @@ class Meter:
 
 
 def simulated_fleet(
-    engines: Sequence[Engine], texts: Documents, *, tokens: int, block_tokens: int, step_tokens: int
-) -> FleetSpec:
-    """Measure engines that are alike, on one machine, and return a fleet that is like them.
+    engines: Sequence[Engine], texts: Documents, router: Client, *, tokens: int, block_tokens: int, step_tokens: int
+) -> tuple[FleetSpec, FleetSpec]:
+    """Measure engines that are alike, on one machine; return a fleet that is like them, and one like them and a router.
 
+    They differ in what lies between a request and the scheduler, while other engines compute on the machine.
     tokens: of the prompts that are computed for it. step_tokens: that an engine computes in one step, at most.
     """
     meter, cores = Meter(engines, texts, tokens), cores_of(engines)
@@ -132,4 +162,12 @@ def simulated_fleet(
         pull_fixed_s=0.0,
     )
     batching = Batching(step_tokens, step_s, max(0.0, (beside_s - step_s) / (BESIDE - 1)))
-    return FleetSpec(len(engines), WorkerSpec(profile, batching), Cores(cores, busy, shared))
+    fleet = FleetSpec(len(engines), WorkerSpec(profile, batching), Cores(cores, busy, shared))
+
+    def asked(client: Client) -> FleetSpec:
+        """Return the fleet that is asked through a client."""
+        later_s = meter.hit_s(block_tokens, through=client) - found_s
+        arriving = profile._replace(arrival_s=max(0.0, before_s + later_s))
+        return fleet._replace(worker=fleet.worker._replace(profile=arriving))
+
+    return asked(engines[0].client), asked(router)
