@@ -28,8 +28,9 @@ from ghostcacher_connector.engines.vllm.nesting import check_beside_others, chec
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.pdsim import LAYOUT, NIXL, OURS, PdEngine, child, outer_transfer
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
 from tests.integration.connector.simfleet import Gate
+from tests.integration.connector.test_vllm_host_tier import ledger, tier_of
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
@@ -176,6 +177,66 @@ def test_slots_of_a_pull_of_ours_that_nobody_waits_for_any_more_are_still_truste
         d.step()
     assert d.counted("gc_pulls_total", outcome="cancelled") == 1
     assert d.connector._scheduler._watch._distrusted == set()
+
+
+def test_prompt_comes_back_from_the_host_tier_and_is_handed_on(make: Make) -> None:
+    """The prefill engine has evicted it meanwhile. The decode engine's tier keeps what that one has computed itself."""
+    p, d = (make(name, kind=PdEngine, blocks=16, settings=tier_of(64)) for name in ("p", "d"))
+    for turn in range(2):
+        for seed in range(4):
+            name, tokens = f"r{turn}-{seed}", tokens_of(seed, PROMPT)
+            d.decode(name, tokens, p.prefill(name, tokens))
+            run_both(p, d)
+            assert d.outputs(name) == expected_output(tokens, 4)
+    assert p.counted("gc_rdma_transfers_total", transport="local") == 4
+    assert p.counted("gc_cache_hits_total") == 4 * 6
+    assert len(ledger(d)) == 0
+    for number in range(2):
+        for seed in range(4, 8):
+            d.add(f"own{number}-{seed}", tokens_of(seed, PROMPT))
+            run_both(d)
+    assert d.counted("gc_rdma_transfers_total", transport="local") == 4
+    assert (p.wrong, d.wrong) == ([], [])
+    for engine in (p, d):
+        ledger(engine).check_invariants()
+
+
+def test_nothing_wrong_is_handed_on_while_the_slots_of_all_tiers_are_reused(make: Make) -> None:
+    """Copies, loads, pulls and hand-overs at once, by engines with far too few blocks."""
+    *computing, d = engines = [make(name, kind=PdEngine, blocks=24, settings=tier_of(20)) for name in ("p1", "p2", "d")]
+    wait_until(lambda: all(engine.peers_ready(2) for engine in engines), timeout_s=SETTLE_S, what="peers")
+    source = prompts(5, documents=6, blocks=8, tail=20)
+    asked: dict[str, list[int]] = {}
+    handed: set[str] = set()
+
+    def step() -> None:
+        for engine in engines:
+            engine.step()
+        for p in computing:
+            for name in p.transfers.keys() - handed:
+                handed.add(name)
+                d.decode(name, asked[name], p.transfers[name])
+
+    for number in range(40):
+        name = f"r{number}"
+        asked[name] = next(source)
+        if number % 4 == 3:
+            d.add(name, asked[name])
+        else:
+            computing[number % 2].add(name, asked[name], max_tokens=1, transfer={"do_remote_decode": True})
+        for _ in range(3):
+            step()
+    deadline = time.monotonic() + SETTLE_S
+    while any(engine.scheduler.has_requests() for engine in engines):
+        step()
+        assert time.monotonic() < deadline, [list(engine.scheduler.requests) for engine in engines]
+    assert len(handed) == 30
+    for name, tokens in asked.items():
+        assert d.outputs(name) == expected_output(tokens, 4)
+    for engine in engines:
+        assert engine.wrong == []
+        ledger(engine).check_invariants()
+    assert sum(engine.counted("gc_rdma_transfers_total", transport="local") for engine in engines) > 0
 
 
 @pytest.mark.parametrize(
