@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ghostcacher_cli.up.launch import IN_ONE_PROCESS
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.config import load_router_settings
@@ -138,6 +139,9 @@ def test_engines_take_their_environment(profile: str) -> None:
         assert settings.index_key == settings.relay_token == SECRET
         assert settings.redis_url == "redis://redis:6379/0"
         assert f":{port}/health" in service["healthcheck"]["test"][-1]
+        # As `ghostcacher up` starts engines of one rank.
+        in_one_process = IN_ONE_PROCESS.items() <= service["environment"].items()
+        assert in_one_process == profile.startswith("cpu"), name
         names.add(settings.worker_id)
     assert names == {f"engine-{number}" for number in range(len(ENGINES[profile]))}
 

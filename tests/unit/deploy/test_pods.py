@@ -182,6 +182,19 @@ def test_memory_counts_all_that_lies_in_it() -> None:
     assert cpu["limits"] == {"cpu": "6500m", "memory": f"{(6 + 8 + 8 + 5) * GIB}Mi"}
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"device": "cpu"}, "0"),
+        ({"device": "cpu", "tensorParallel": 2}, None),
+        ({"device": "gpu"}, None),
+    ],
+)
+def test_engine_of_one_rank_on_a_cpu_has_no_process_for_it(values: dict[str, Any], expected: str | None) -> None:
+    """As `ghostcacher up` starts it; several ranks need theirs."""
+    assert environment(engine(**values)).get("VLLM_ENABLE_V1_MULTIPROCESSING") == expected
+
+
 def test_defaults_of_routers_and_redis() -> None:
     """What is asked for and the limits, where values say nothing."""
     found = {pod.component: pod.containers[0]["resources"] for pod in pods(render({}))}

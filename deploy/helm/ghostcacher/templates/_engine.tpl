@@ -109,6 +109,11 @@ kv_connector of MultiConnector is read there alone.
 {{- if eq $engine.device "cpu" }}
 - name: VLLM_CPU_KVCACHE_SPACE
   value: {{ $engine.cpuKvCacheGib | quote }}
+{{- if eq (int $engine.tensorParallel) 1 }}
+{{- /* No process for the rank alone: it and the scheduler wait for each other by spinning. */}}
+- name: VLLM_ENABLE_V1_MULTIPROCESSING
+  value: "0"
+{{- end }}
 {{- end }}
 {{- if $engine.pdRole }}
 - name: VLLM_NIXL_SIDE_CHANNEL_HOST
