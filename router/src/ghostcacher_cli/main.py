@@ -300,7 +300,7 @@ COMMANDS: dict[str, Command] = {
     "top": Command("show a router's fleet, anew each second", _top),
     "doctor": Command("look at Redis, NIXL and every worker, and say how to fix what is wrong", _doctor),
     "analyze": Command("say what a cache could save of a file of requests", _analyze),
-    "simulate": Command("say what a fleet would make of a load, in virtual time", _simulate),
+    "simulate": Command("say how a fleet would serve a load, in virtual time", _simulate),
     "version": Command("print the versions of GhostCacher and of what it works with", _version),
 }
 """What a command needs beyond this module is imported when it is asked for."""

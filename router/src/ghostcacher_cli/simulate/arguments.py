@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         "simulate",
         "LOAD",
-        description="Say what a fleet would make of a load: simulated engines in virtual time, with the router's own "
+        description="Say how a fleet would serve a load: simulated engines in virtual time, with the router's own "
         "routing and the connectors' own index and eviction code. Touches no engine, no Redis and no network.",
         epilog=f"LOAD is a trace (JSON lines as Mooncake's and aiperf's, CSV as Azure's and BurstGPT's), or made: "
         f"KIND or KIND:name=value,name=value, where KIND is one of {made}. Policies are {policies}.",
