@@ -109,6 +109,8 @@ async def test_rolling_restart_under_load_loses_no_request(tmp_path: Path) -> No
         await load.stop()
         assert load.failures == []
         assert load.closed > 0
+        stats = await ask_fresh(run.router.port, "GET", "/gc/stats")
+        assert stats["requests"]["total"] == load.answered + load.streamed, "of those that have ended, too"
         after = run.children()
         assert len(after) == 2
         assert not set(before) & set(after)
@@ -305,6 +307,7 @@ def test_process_that_hangs_is_replaced(
             os.kill(hung, signal.SIGSTOP)
             await until(lambda: supervisor.pids not in ([hung], []), "its successor", PATIENCE_S)
             assert f"({hung}) hangs" in caplog.text
+            assert supervisor._ended, "what it had counted is kept"
             await until(lambda: zombies() <= before, "the end of its parsing process", PATIENCE_S)
             os.kill(os.getpid(), signal.SIGTERM)
             assert await running == 0

@@ -25,15 +25,19 @@ def counts_of(metrics: RouterMetrics) -> dict[str, Any]:
 
 
 def merged_metrics(counts: Iterable[Mapping[str, Any]]) -> RouterMetrics:
-    """Return metrics that have counted what all of them have."""
+    """Return metrics that have counted what all of them have.
+
+    A metric with other labels or buckets than here is left out: while an upgrade replaces processes they differ.
+    """
     merged = RouterMetrics()
     for each in counts:
         for name, found in each.items():
             instrument = merged.instruments.get(name)
             if isinstance(instrument, Counter):
                 for key, value in found:
-                    instrument.add(value, *key)
-            elif isinstance(instrument, Histogram):
+                    if len(key) == len(instrument.labels):
+                        instrument.add(value, *key)
+            elif isinstance(instrument, Histogram) and len(found[0]) == len(instrument.counts):
                 instrument.absorb(found)
     return merged
 

@@ -4,7 +4,9 @@ They talk over a socket. The first message tells the child its seat and its sett
 
     child -> supervisor   ready          it accepts connections
                           alive          every second: its event loop runs
+                          counted C      every few seconds, and before it ends in order: what it has counted so far
     supervisor -> child   leave          another one has its slot: it accepts no more, and ends with its last client
+                          ended C        what those had counted, all together, that have ended before
                           adopt I        slot I has no child: accept for it, too
                           return I       it has one again
 
@@ -35,6 +37,11 @@ READY: Final = b"ready"
 ALIVE: Final = b"alive"
 ALIVE_S: Final = 1.0
 """From one such line to the next."""
+COUNTED: Final = b"counted "
+LINE_BYTES_MAX: Final = 16 << 20
+"""Counts have some thousand series at most, of workers."""
+LAST_WORDS_S: Final = 5.0
+"""What a child has said before it ended is there, and has yet to be read."""
 PROGRAMS: Final = {Start: "ghostcacher_router.child_main", FeedStart: "ghostcacher_router.feed_main"}
 
 
@@ -52,6 +59,8 @@ class Child:
         self._process, self._control = process, control
         self._ready = asyncio.Event()
         self._heard_at = asyncio.get_running_loop().time()
+        self.counted = b""
+        """What it has counted, as it said last (`ended_counts`); empty before it has."""
         self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
         """Returns the exit status, negative when a signal ended it."""
         self._reading = asyncio.create_task(self._read(reader))
@@ -83,7 +92,7 @@ class Child:
             except OSError:
                 ours.close()
                 raise
-        return cls(start, process, *await asyncio.open_connection(sock=ours))
+        return cls(start, process, *await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX))
 
     async def wait_until_ready(self, within_s: float) -> bool:
         """Say whether it accepts connections; False when it has ended, or is not ready in time."""
@@ -108,6 +117,7 @@ class Child:
         await asyncio.wait({self.ended}, timeout=within_s)
         self.signal(signal.SIGKILL)
         status = await self.ended
+        await asyncio.wait({self._reading}, timeout=LAST_WORDS_S)
         self._control.close()
         return status
 
@@ -132,3 +142,5 @@ class Child:
                 self._heard_at = asyncio.get_running_loop().time()
                 if line.strip() == READY:
                     self._ready.set()
+                elif line.startswith(COUNTED) and line.endswith(b"\n"):  # One that is killed may break off.
+                    self.counted = line.removeprefix(COUNTED)

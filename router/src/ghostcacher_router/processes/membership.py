@@ -18,7 +18,8 @@ from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import ALIVE, ALIVE_S, READY, SIZE
+from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LINE_BYTES_MAX, READY, SIZE
+from ghostcacher_router.processes.ended_counts import decoded, encoded
 from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, FeedStart, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
 from ghostcacher_router.processes.whole_router import WholeRouter
@@ -26,6 +27,10 @@ from ghostcacher_router.processes.whole_router import WholeRouter
 logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", Start, FeedStart)
+
+COUNTED_S = 5.0
+"""From one time that a child says what it has counted to the next. One that is killed takes with it what came since.
+With hundreds of workers it is a millisecond's work."""
 
 
 class Told(NamedTuple):
@@ -80,11 +85,12 @@ class Membership:
         """Say that this child is ready, and do what the supervisor says from now on. Raises ConfigError."""
         if self._whole is not None:
             await self.siblings.start(self._whole.answer)
-        reader, writer = await asyncio.open_connection(sock=self._control)
-        writer.write(READY + b"\n")
+        reader, writer = await asyncio.open_connection(sock=self._control, limit=LINE_BYTES_MAX)
+        writer.write(READY + b"\n" + self._counted())
         self._tasks = [
             asyncio.create_task(self._follow(reader, writer, proxy, told)),
             asyncio.create_task(say_alive(writer)),
+            asyncio.create_task(self._say_counted(writer)),
         ]
 
     async def stop(self) -> None:
@@ -102,16 +108,19 @@ class Membership:
     ) -> None:
         with contextlib.suppress(OSError):
             while line := await reader.readline():
-                word, _, slot = line.decode().strip().partition(" ")
+                word, _, what = line.decode().strip().partition(" ")
                 if word == "adopt":
-                    await self._adopt(proxy, int(slot))
+                    await self._adopt(proxy, int(what))
                 elif word == "return":
-                    for server in self._servers.pop(int(slot), ()):
+                    for server in self._servers.pop(int(what), ()):
                         proxy.stop_on(server)
+                elif word == "ended" and self._whole is not None:
+                    self._whole.ended = decoded(what)
                 elif word == "leave":
                     self._left = True
                     self._close_sockets()
                     await told.leave()
+                    writer.write(self._counted())
                     break
         if not self._left:
             logger.warning("the supervisor is gone: process %s ends", self.seat.name)
@@ -119,6 +128,16 @@ class Membership:
         self._close_sockets()
         writer.close()
         told.end()
+
+    async def _say_counted(self, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            await asyncio.sleep(COUNTED_S)
+            if not writer.transport.get_write_buffer_size():  # A supervisor that hangs has enough to read.
+                writer.write(self._counted())
+
+    def _counted(self) -> bytes:
+        """Return the line that says what this process has counted."""
+        return b"" if self._whole is None else COUNTED + encoded(self._whole.own_counts()) + b"\n"
 
     async def _adopt(self, proxy: HttpProxy, slot: int) -> None:
         try:

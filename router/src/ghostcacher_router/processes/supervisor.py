@@ -33,6 +33,7 @@ from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.ghostlock.sibling_locks import shared_file
 from ghostcacher_router.processes.child import Child
+from ghostcacher_router.processes.ended_counts import EndedCounts
 from ghostcacher_router.processes.feed import FeedProcess
 from ghostcacher_router.processes.listeners import Listeners
 from ghostcacher_router.processes.seat import Seat, Start
@@ -89,6 +90,7 @@ class Supervisor:
         self._generation = self._feeds = 0
         self._feed = self._new_feed()
         self._alive: set[Child] = set()
+        self._ended = EndedCounts()
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_wanted = asyncio.Event()
         self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -179,6 +181,7 @@ class Supervisor:
             slot.failures += 1
             return None
         self._alive.add(child)
+        self._tell_ended(child)
         if await child.wait_until_ready(READY_S_MAX):
             slot.failures = 0
             self._slots.put(slot, child)
@@ -198,7 +201,17 @@ class Supervisor:
         return FeedProcess(self._folder, self._feeds, self._settings)
 
     def _forget(self, child: Child) -> None:
+        """Let go of a child that has ended, but not of what it has counted."""
         (self._folder / child.name).unlink(missing_ok=True)
+        counted, child.counted = child.counted, b""
+        if counted:
+            self._ended.add(counted)
+            for other in self._alive:
+                self._tell_ended(other)
+
+    def _tell_ended(self, child: Child) -> None:
+        if self._ended:
+            child.tell(f"ended {self._ended.encoded().decode()}")
 
     def _give_up_if_hopeless(self) -> None:
         if not self._slots.children and all(slot.failures >= FAILURES_MAX for slot in self._slots):

@@ -19,7 +19,8 @@ from ghostcacher_connector.core.dashboard_api import History
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.metrics.merging import counts_of, merged_metrics, merged_page
+from ghostcacher_router.metrics.merging import counts_of, merged_page
+from ghostcacher_router.processes.ended_counts import Counts, metrics_of_all
 from ghostcacher_router.processes.merging import MERGED, merged_drain, merged_history
 from ghostcacher_router.processes.seat import Seat
 from ghostcacher_router.processes.siblings import COUNTS, PAGE, Answer, Question, Siblings
@@ -39,6 +40,8 @@ class WholeRouter:
         """local: of this process alone. shared: whether flushes reach the others through Redis."""
         self._local, self._metrics, self._seat, self._siblings = local, metrics, seat, siblings
         self._shared = shared
+        self.ended: Counts = {}
+        """What the processes had counted that have ended."""
 
     def __repr__(self) -> str:
         return f"WholeRouter({self._seat.name}, {self._local!r})"
@@ -63,9 +66,13 @@ class WholeRouter:
         if question.what == PAGE:
             return Answer(body=self._metrics.page())
         if question.what == COUNTS:
-            return Answer(counts=counts_of(self._metrics))
+            return Answer(counts=dict(self.own_counts()))
         response = await self._local.handle(question.request)
         return Answer(response.status, response.body)
+
+    def own_counts(self) -> Counts:
+        """Return what this process has counted."""
+        return counts_of(self._metrics)
 
     async def _of_all(self, request: LocalRequest, own: LocalResponse) -> LocalResponse:
         path, reads = request.path, request.method == "GET"
@@ -74,9 +81,10 @@ class WholeRouter:
             pages = {self._seat.name: own.body} | {name: answer.body for name, answer in answers.items()}
             return own._replace(body=merged_page(pages))
         if reads and path == "/gc/stats":
+            ended = self.ended  # As of before the others are asked: one that has answered may end meanwhile.
             answers = await self._siblings.ask(Question(COUNTS))
-            counts = [counts_of(self._metrics), *(answer.counts for answer in answers.values())]
-            return own._replace(body=msgspec.json.encode(merged_metrics(counts).stats()))
+            counts = [self.own_counts(), *(answer.counts for answer in answers.values())]
+            return own._replace(body=msgspec.json.encode(metrics_of_all(counts, ended).stats()))
         if reads and path == "/gc/history":
             return await self._history(request, own)
         if (merge := MERGED.get(path)) is not None:

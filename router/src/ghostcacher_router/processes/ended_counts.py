@@ -1,0 +1,69 @@
+"""What processes that have ended had counted: without it the router's sums would fall whenever one is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.metrics.instruments import Counter
+from ghostcacher_router.metrics.merging import counts_of, merged_metrics
+
+Counts = Mapping[str, Any]
+"""Counters and histograms, as `counts_of` returns them."""
+
+_counts = msgspec.json.Decoder(dict[str, Any])
+
+
+class EndedCounts:
+    """The sums of all of them, as the supervisor keeps them. As bounded as one router's own."""
+
+    def __init__(self) -> None:
+        self._sums: Counts = {}
+
+    def __repr__(self) -> str:
+        return f"EndedCounts({len(self._sums)} metrics)"
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, encoded: bytes) -> None:
+        """Add what a process had counted, as `encoded` returns it."""
+        self._sums = counts_of(merged_metrics([self._sums, decoded(encoded)]))
+
+    def encoded(self) -> bytes:
+        """Return them for the processes that go on, in one line."""
+        return encoded(self._sums)
+
+
+def encoded(counts: Counts) -> bytes:
+    """Return counts in one line."""
+    return msgspec.json.encode(counts)
+
+
+def decoded(line: bytes | str) -> Counts:
+    """Return the counts of a line that `encoded` has made."""
+    return _counts.decode(line)
+
+
+def metrics_of_all(living: Iterable[Counts], ended: Counts) -> RouterMetrics:
+    """Return metrics that have counted what all processes have, those that have ended among them.
+
+    A worker of which no living process has a series has left, as a process drops those of workers that leave.
+    """
+    living = list(living)
+    merged = merged_metrics([*living, ended])
+    places = {
+        name: instrument.labels.index("worker")
+        for name, instrument in merged.instruments.items()
+        if isinstance(instrument, Counter) and "worker" in instrument.labels
+    }
+
+    def workers(counts: Counts) -> set[str]:
+        return {key[place] for name, place in places.items() for key, _ in counts.get(name, ())}
+
+    for worker in workers(ended).difference(*map(workers, living)):
+        merged.forget_worker(worker)
+    return merged

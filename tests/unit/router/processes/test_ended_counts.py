@@ -1,0 +1,165 @@
+"""What processes that have ended had counted, in the sums of those that go on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from ghostcacher_connector.core.settings import Listen
+from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.proxy import HttpProxy
+from ghostcacher_router.http.proxy_ports import LocalEndpoints
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.metrics.merging import counts_of, merged_metrics
+from ghostcacher_router.processes.child import COUNTED, LINE_BYTES_MAX, Child
+from ghostcacher_router.processes.ended_counts import EndedCounts, decoded, encoded, metrics_of_all
+from ghostcacher_router.processes.listeners import Listeners
+from ghostcacher_router.processes.membership import Membership, Told
+from ghostcacher_router.processes.seat import Seat
+from ghostcacher_router.processes.supervisor import Supervisor
+from ghostcacher_router.types import Reason
+from tests.support.proxy_rig import on_loop
+
+STATS = LocalRequest("GET", "/gc/stats", "", {}, b"", None)
+
+
+def metrics(requests: int, *, worker: str = "a", latency_ms: float = 1.0) -> RouterMetrics:
+    made = RouterMetrics()
+    for _ in range(requests):
+        made.answered("/v1/completions", 200)
+        made.picked(worker, Reason.FORECAST)
+        made.latency_ms.observe(latency_ms)
+    return made
+
+
+def counts(requests: int, **given: Any) -> dict[str, Any]:
+    return counts_of(metrics(requests, **given))
+
+
+def test_sums_do_not_fall_when_processes_end() -> None:
+    """However many have; quantiles are of all values, too."""
+    ended = EndedCounts()
+    ended.add(encoded(counts(2, latency_ms=40.0)))
+    ended.add(encoded(counts(3)))
+    whole = metrics_of_all([counts(4), counts(5)], decoded(ended.encoded()))
+    assert whole.stats() == merged_metrics([counts(2, latency_ms=40.0), counts(12)]).stats()
+
+
+def test_worker_that_has_left_since_is_not_shown_again() -> None:
+    """Processes drop the series of workers that leave; those of one that has ended go by what the others know."""
+    whole = metrics_of_all([counts(1, worker="a")], counts(2, worker="b"))
+    assert whole.stats().picks_by_worker == {"a": 1.0}
+    assert whole.stats().requests.total == 3.0
+
+
+def test_metric_of_other_code_is_left_out_and_the_others_are_summed() -> None:
+    """While an upgrade replaces processes, and in what those before it had counted."""
+    old = counts(2) | {"gc_router_worker_picks_total": [[["a"], 2.0]], "gc_request_latency_ms": [[2], 2.0, 1.0]}
+    whole = merged_metrics([counts(1), old])
+    assert whole.stats().requests.total == 3.0
+    assert (whole.stats().picks_by_worker, whole.latency_ms.count) == ({"a": 1.0}, 1)
+
+
+class Nothing:
+    """Local endpoints that answer with nothing."""
+
+    async def handle(self, _: LocalRequest) -> LocalResponse:
+        return LocalResponse(200, (), b"{}")
+
+
+@on_loop
+async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_path: Path) -> None:
+    """At once when it is ready, for it may be killed; and when it leaves, the last requests among it."""
+    ours, theirs = socket.socketpair()
+    own = metrics(1)
+    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
+    whole = membership.whole(cast(LocalEndpoints, Nothing()), own, shared=False)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    ended = asyncio.Event()
+
+    async def leave() -> None:
+        own.answered("/v1/completions", 200)
+
+    await membership.follow(cast(HttpProxy, None), Told(leave, ended.set))
+    assert await reader.readline() == b"ready\n"
+    assert decoded((await reader.readline()).removeprefix(COUNTED)) == decoded(encoded(counts(1)))
+    writer.write(b"ended " + encoded(counts(7)) + b"\nleave\n")
+    await ended.wait()
+    stats = msgspec.json.decode((await whole.handle(STATS)).body)
+    assert stats["requests"]["total"] == 2 + 7
+    said = (await reader.read()).splitlines()
+    assert merged_metrics([decoded(said[-1].removeprefix(COUNTED))]).stats().requests.total == 2
+    await membership.stop()
+    writer.close()
+
+
+class Ended:
+    """A process that has ended."""
+
+    async def wait(self) -> int:
+        return 0
+
+
+class First(msgspec.Struct):
+    """The first message to it."""
+
+    name: str = "0.1"
+
+
+@on_loop
+async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
+    """They may be on their way still; a line that breaks off is none."""
+    ours, theirs = socket.socketpair()
+    connection = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
+    child = Child(cast(Any, First()), cast(Any, Ended()), *connection)
+    assert await child.ended == 0
+    theirs.recv(1 << 16)
+    last = b'{"a":"' + b"x" * (1 << 20) + b'"}\n'
+
+    def say() -> None:
+        theirs.sendall(b"ready\ncounted {}\ncounted " + last + b'counted {"a')
+        theirs.close()
+
+    saying = asyncio.create_task(asyncio.to_thread(say))
+    assert await child.end_within(0.0) == 0
+    assert child.counted == last
+    await saying
+
+
+class Started:
+    """A process that is ready at once, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+    async def wait_until_ready(self, _: float) -> bool:
+        return True
+
+
+@on_loop
+async def test_process_that_is_started_is_told_of_those_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be asked as any other."""
+    child = Started()
+
+    async def started(_: object) -> Started:
+        return child
+
+    monkeypatch.setattr(Child, "started", started)
+    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
+    listeners = Listeners(Listen("127.0.0.1", 0), 1)
+    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
+    supervisor._ended.add(encoded(counts(2)))
+    await supervisor._start(next(iter(supervisor._slots)))
+    assert child.lines == [f"ended {encoded(counts(2)).decode()}"]
+    listeners.close()
