@@ -5,7 +5,8 @@
 The guard ends the command when the pipe is closed or when its parent is gone, whatever killed that parent. Closing the
 pipe is all that a parent has to do, and the kernel does it for a parent that was killed. (PR_SET_PDEATHSIG would
 not do: it fires when the *thread* that started the child ends, and it does not reach grandchildren. It is set for the
-command, though: the guard has one thread, and the command shall not outlive a guard that was killed.)
+command, though: the guard has one thread, and the command shall not outlive a guard that was killed. Its children
+are then ended by the parent, if that is there: `GuardedProcess.poll`.)
 
 The guard is a child subreaper (Linux): processes that the command leaves behind become its own, and are killed too.
 

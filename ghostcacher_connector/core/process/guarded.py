@@ -31,6 +31,7 @@ class GuardedProcess:
         """Start the command. grace_s: how long it may take to end by itself after SIGTERM."""
         self.log = log
         self._grace_s = grace_s
+        self._orphans_ended = False
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._guard = subprocess.Popen(  # noqa: S603
@@ -54,9 +55,16 @@ class GuardedProcess:
         return f"GuardedProcess(pid={self.pid}, {'running' if status is None else f'ended with {status}'})"
 
     def poll(self) -> int | None:
-        """Return the exit status (128 + n when it died of signal n), or None while anything of it is running."""
+        """Return the exit status (128 + n when it died of signal n), or None while anything of it is running.
+
+        Negative when the guard itself was killed: the command dies with it, and its children are ended here, those that
+        have not begun a session of their own.
+        """
         status = self._guard.poll()
         if status is not None:
+            if status < 0 and not self._orphans_ended:
+                self._orphans_ended = True  # Once: later the number of the group may be another one's.
+                signal_group(self.pid, signal.SIGKILL)
             self._close_pipes()
         return status
 
@@ -80,7 +88,7 @@ class GuardedProcess:
             self._guard.wait(2 * self._grace_s + 5)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._close_pipes()
+        self.poll()
 
     def kill(self) -> None:
         """Kill it and everything below it at once, as a power cut would; returns when all is gone."""

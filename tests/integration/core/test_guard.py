@@ -80,6 +80,27 @@ def test_guard_killed_command_ends(tmp_path: Path) -> None:
     process.stop()
 
 
+def test_guard_killed_owner_ends_what_the_command_has_started(tmp_path: Path) -> None:
+    """As soon as it looks: nobody tells a child that its parent was killed, and an engine's keep its memory."""
+    code = FAMILY.replace(", start_new_session=True", "")
+    process = GuardedProcess([sys.executable, "-c", code], log=tmp_path / "log", grace_s=1.0)
+    family = family_of(tmp_path / "log")
+    process._guard.kill()
+    wait_for(lambda: process.poll() == -signal.SIGKILL, "end of the guard")
+    wait_for(lambda: not any(map(alive, family)), f"end of {family}")
+    process.stop()
+
+
+def test_guard_killed_what_the_command_has_started_ends_with_stop(tmp_path: Path) -> None:
+    """Where the owner has not looked before."""
+    code = FAMILY.replace(", start_new_session=True", "")
+    process = GuardedProcess([sys.executable, "-c", code], log=tmp_path / "log", grace_s=1.0)
+    family = family_of(tmp_path / "log")
+    process._guard.kill()
+    process.stop()
+    wait_for(lambda: not any(map(alive, family)), f"end of {family}")
+
+
 def test_inherited_files_are_the_commands_alone(tmp_path: Path) -> None:
     """A lock that the command inherits is free when the command is gone, though its guard may not be yet."""
     file = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
