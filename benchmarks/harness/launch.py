@@ -26,6 +26,9 @@ ADAPTER = "adapter"
 """What engines call the adapter that they are started with."""
 LORA = ("--enable-lora", "--max-lora-rank", str(RANK), "--lora-modules")
 
+PARALLEL = frozenset(("--tensor-parallel-size", "--pipeline-parallel-size"))
+"""Flags of engines that have a process for each rank."""
+
 READY_TIMEOUT_S = 600.0
 """Ready in 40 s on two idle cores, in 200 s on two very busy ones; a large model takes longer and has to say so."""
 
@@ -134,4 +137,6 @@ def environment(options: EngineOptions) -> dict[str, str]:
 def memory_needed_gib(options: EngineOptions) -> float:
     """Estimate the memory of one engine in GiB; on a GPU only its host part."""
     kv_gib = options.kv_gib if is_cpu_build() and options.num_blocks is None else 0
-    return launch.memory_needed_gib(options.model, kv_gib)
+    in_one_process = is_cpu_build() and PARALLEL.isdisjoint(options.extra_args)
+    base_gib = launch.ONE_PROCESS_BASE_GIB if in_one_process else launch.ENGINE_BASE_GIB
+    return launch.memory_needed_gib(options.model, kv_gib, base_gib)

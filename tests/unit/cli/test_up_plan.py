@@ -81,7 +81,7 @@ def test_engine_command_persons_flags_come_last(model: str) -> None:
 
 def test_plan_kv_by_free_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The KV cache is what a person says, else what the environment says, else what leaves room."""
-    monkeypatch.setattr(plan, "available_gib", lambda: 10.0)
+    monkeypatch.setattr(plan, "available_gib", lambda: 9.0)
 
     def kv(*words: str, **environ: str) -> str:
         return plan_engines(options(model, *words), REDIS, environ)[0].env["VLLM_CPU_KVCACHE_SPACE"]
@@ -90,6 +90,17 @@ def test_plan_kv_by_free_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert kv() == kv("--workers", "2") == "1"
     assert kv(VLLM_CPU_KVCACHE_SPACE="2") == "2"
     assert kv("--kv-gib", "5", VLLM_CPU_KVCACHE_SPACE="2") == "5"
+
+
+@pytest.mark.parametrize(("words", "kv_gib"), [((), "4"), (("-tp", "2"), "3")])
+def test_engine_of_one_rank_takes_less_memory(
+    model: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], kv_gib: str
+) -> None:
+    """It has no process for its rank, and more of the memory is left for the KV cache: half of what is free then."""
+    for module in (plan, machine):
+        monkeypatch.setattr(module, "available_gib", lambda: 9.8)
+    (engine,) = plan_engines(options(model, "--workers", "1", *words), REDIS, {})
+    assert engine.env["VLLM_CPU_KVCACHE_SPACE"] == kv_gib
 
 
 def test_plan_too_little_memory_refused(model: str) -> None:

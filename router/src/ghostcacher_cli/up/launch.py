@@ -29,7 +29,9 @@ CONNECTOR_MODULE = "ghostcacher_connector.engines.vllm"
 GIB = 1 << 30
 
 ENGINE_BASE_GIB = 2.2
-"""Host memory of one engine without weights and KV cache, three processes together; without one for its rank: 1.6."""
+"""Host memory of one engine without weights and KV cache, three processes together."""
+ONE_PROCESS_BASE_GIB = 1.6
+"""The same without one for the rank (`IN_ONE_PROCESS`): 1.2 when it is ready, and what requests take."""
 
 GPU_MEMORY_FLAG = "--gpu-memory-utilization"
 GPU_MEMORY_PART = 0.9
@@ -136,7 +138,10 @@ def server_environment(model: str, kv_gib: int) -> dict[str, str]:
     return added
 
 
-def memory_needed_gib(model: str, kv_gib: int) -> float:
-    """Estimate the host memory of one engine in GiB. kv_gib: of its KV cache, where that is host memory."""
+def memory_needed_gib(model: str, kv_gib: int, base_gib: float = ENGINE_BASE_GIB) -> float:
+    """Estimate the host memory of one engine in GiB.
+
+    kv_gib: of its KV cache, where that is host memory. base_gib: what its processes take without anything.
+    """
     weights = sum(path.stat().st_size for path in Path(model).glob("*.safetensors")) / GIB
-    return ENGINE_BASE_GIB + 2 * weights + kv_gib
+    return base_gib + 2 * weights + kv_gib

@@ -14,7 +14,9 @@ from typing import NamedTuple
 from ghostcacher_cli.up import sglang
 from ghostcacher_cli.up.arguments import UpOptions, engine_value
 from ghostcacher_cli.up.launch import (
+    ENGINE_BASE_GIB,
     GPU_MEMORY_FLAG,
+    ONE_PROCESS_BASE_GIB,
     Place,
     cpu_places,
     gpu_places,
@@ -255,14 +257,17 @@ def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:
     if options.kv_gib is not None or own.isdecimal():
         return int(own) if options.kv_gib is None else options.kv_gib
     copies = options.workers * data_parallel_of(options)
-    taken_gib = memory_needed_gib(options.model, 0) + (options.host_tier_gib or 0.0)
+    taken_gib = _memory_gib(options, 0)
     left = (available_gib() or 0.0) - copies * taken_gib
     return max(1, min(KV_GIB_WANTED, int(left / copies / 2)))
 
 
 def _memory_gib(options: UpOptions, kv_gib: int) -> float:
     by_blocks = engine_value(options.engine_arguments, "--num-gpu-blocks-override") is not None
-    return memory_needed_gib(options.model, 0 if by_blocks else kv_gib) + (options.host_tier_gib or 0.0)
+    in_one_process = options.engine == "vllm" and is_cpu_build() and ranks_of(options) == 1
+    base_gib = ONE_PROCESS_BASE_GIB if in_one_process else ENGINE_BASE_GIB
+    needed_gib = memory_needed_gib(options.model, 0 if by_blocks else kv_gib, base_gib)
+    return needed_gib + (options.host_tier_gib or 0.0)
 
 
 def _fleet_suffix(options: UpOptions) -> str:
