@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from ghostcacher_connector.core.coordination.base import CoordinationStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, StampedLoad
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.types import WorkerRecord
@@ -139,9 +139,16 @@ class Discovery:
             now, told = self._clock(), list(zip(refs, loads, strict=True))
             for first in range(0, len(told), LOADS_AT_ONCE):
                 some = told[first : first + LOADS_AT_ONCE]
-                self.on_reports([workers[ref] for ref, load in some if workers[ref].take_load(load, store_now, now)])
+                self.on_reports([workers[ref] for ref, load in some if self._takes(workers[ref], load, store_now, now)])
                 await asyncio.sleep(0)
         self.on_loads()
+
+    def _takes(self, worker: Worker, load: StampedLoad | None, store_now: float, now: float) -> bool:
+        """Hand a worker its load; return whether it is a new one. Not to one that was replaced since it was asked for.
+
+        Queues are known by names, and its successor has its name.
+        """
+        return self._roster.workers.get(worker.name) is worker and worker.take_load(load, store_now, now)
 
     def refused_values(self) -> Mapping[str, int]:
         """Return how many values in Redis were not believed, by kind and reason."""

@@ -114,6 +114,40 @@ def test_whoever_waits_for_room_is_told_of_loads_and_of_workers() -> None:
     asyncio.run(main())
 
 
+def test_worker_that_was_replaced_meanwhile_leaves_its_successor_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the loads of others are handed out; the successor begins with an empty queue."""
+    monkeypatch.setattr(discovery, "LOADS_AT_ONCE", 1)
+
+    async def main() -> None:
+        bench = Bench()
+        other = replace(make_record("x"), http="http://x:8000")
+        bench.index.join(other, lease_ttl_s=1e6)
+        await bench.fleet._discovery.find_workers()
+        before = dict(bench.fleet.workers)
+        for record in (bench.record, other):
+            bench.store.publish(ref_of(record), make_load(1), [], [], ttl_s=1e6)
+        told: list[Worker] = []
+
+        def reported(workers: Sequence[Worker]) -> None:
+            if not told:  # The one whose turn is next is started again.
+                last = next(record for record in (bench.record, other) if record.worker != workers[0].name)
+                kept = [record for record in (bench.record, other) if record is not last]
+                renewed = replace(last, incarnation=make_record().incarnation)
+                bench.fleet._discovery._roster.reconcile([*kept, renewed])
+            told.extend(workers)
+
+        bench.fleet.when_reported(reported)
+        await bench.fleet._discovery.read_loads()
+        (first,) = told
+        assert bench.fleet.workers[first.name] is before[first.name] is first
+        (successor,) = (worker for worker in bench.fleet.workers.values() if worker is not first)
+        assert successor is not before[successor.name]
+        assert successor.load is None
+        await bench.fleet.stop()
+
+    asyncio.run(main())
+
+
 def test_queues_are_told_of_new_loads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at a time, so that other tasks get their turn between, and before whoever waits for room."""
     monkeypatch.setattr(discovery, "LOADS_AT_ONCE", 2)
