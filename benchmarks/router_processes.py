@@ -10,6 +10,7 @@ compared is CPU time for one request, not requests per second.
 "x one": how many times the requests of one process so many could serve, each on a core of its own, by that: by what one
 serves while the others stand by, each of which it costs something; and by what all serve, where each has but a part of
 the core, and so does fewer requests for what it does every 10 ms.
+Beside that, what a ghost lock costs, by where processes agree on it (no mock engines, no requests).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import NamedTuple
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, table
 from benchmarks.proxy.fleet import start_ours
+from benchmarks.proxy.lock_costs import lock_costs
 from benchmarks.proxy.measure import KIB, SCENARIOS, Inputs, Scenario
 from benchmarks.proxy.running import Answered, Mocks, Server, run_load, two_cores
 from benchmarks.router_proxy import CONNECTIONS, write_inputs
@@ -184,6 +186,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     progress.done("CPU time of all processes of a router")
     for scenario in scenarios:
         print(rows_table([row for row in rows if row.body_bytes == scenario.body_bytes]) + "\n", flush=True)
+    costs = [[where, f"{each:,.0f}"] for where, each in lock_costs()]
+    print(table(["a ghost lock, agreed upon in", "CPU us"], costs), flush=True)
     return 0
 
 
