@@ -180,6 +180,10 @@ def test_no_rounds_are_refused() -> None:
 
 
 def test_figures_of_a_fleet_are_told() -> None:
-    told = calibration.describe(FleetSpec(3, WorkerSpec(Profile()), Cores((0, 1, 0), (1.0, 0.9), (1.0, 0.45))))
-    assert told.startswith("3 engines: 10,000 tokens/s")
+    fleet, routed = (
+        FleetSpec(3, WorkerSpec(Profile(arrival_s=each)), Cores((0, 1, 0), (1.0, 0.9), (1.0, 0.45)))
+        for each in (0.02, 0.03)
+    )
+    told = calibration.describe(fleet, routed)
+    assert told.startswith("3 engines: 10,000 tokens/s, 20.0 ms before (30.0 ms through the router)")
     assert told.endswith("at a time on cores of their own: 1.00, 0.90; on the same ones: 1.00, 0.45")
