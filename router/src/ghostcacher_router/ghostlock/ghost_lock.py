@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ghostcacher_router.types import Prompt
@@ -23,11 +23,11 @@ class GhostLock:
     """A lease on one cold part of a prompt, which a worker is computing. Times are the loop's clock, in seconds."""
 
     __slots__ = (
+        "_keys",
         "changed",
         "confirmed",
         "digests",
         "expires_at",
-        "keys",
         "ours",
         "ready_at",
         "released",
@@ -41,17 +41,17 @@ class GhostLock:
     def __init__(
         self,
         digests: Sequence[bytes],
-        keys: Sequence[bytes],
+        keys: Sequence[bytes] | Callable[[], Sequence[bytes]],
         worker: str,
         *,
         taken_at: float,
         ready_at: float,
         ours: bool,
     ) -> None:
+        """keys: what `keys` returns, or how to find that."""
         self.digests = digests
         """The digests of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
-        self.keys = tuple(keys)
-        """The subset of the digests that are keys in the store."""
+        self._keys: tuple[bytes, ...] | Callable[[], Sequence[bytes]] = keys if callable(keys) else tuple(keys)
         self.worker = worker
         """The worker that computes, the *owner*."""
         self.taken_at = taken_at
@@ -74,6 +74,16 @@ class GhostLock:
         """When the store was last asked whether another router still holds it."""
         self.changed = asyncio.Event()
         """Set when it is confirmed, and when it is over."""
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Return the subset of the digests that are keys in the store.
+
+        Found when they are asked for first: a router that is alone hardly ever does.
+        """
+        if callable(self._keys):
+            self._keys = tuple(self._keys())
+        return self._keys
 
     def __repr__(self) -> str:
         whose = "ours" if self.ours else "another router's" if self.sibling_token is None else "a sibling's"

@@ -23,6 +23,9 @@ class LockTable:
         self._by_digest: dict[bytes, GhostLock] = {}
         self._locks: dict[GhostLock, None] = {}
         self._salts: dict[str, bytes] = {}
+        self._last: tuple[Prompt, str, int, list[bytes]] | None = None
+        """The prompt that was looked at last, its namespace, from which boundary on, and the digests from there on with
+        their salt: it is mostly the next one that is locked."""
 
     def __repr__(self) -> str:
         return f"LockTable({len(self._locks)}, boundaries={len(self._by_digest)})"
@@ -49,13 +52,16 @@ class LockTable:
 
     def find(self, namespace: str, prompt: Prompt, after: int) -> EncounteredLock | None:
         """Return the live lock that covers the most of a prompt beyond boundary `after` (-1: from its beginning)."""
-        if not self._locks:
+        by_digest = self._by_digest
+        if not by_digest:
             return None
-        salt, by_digest = self._salt(namespace), self._by_digest
-        for index in range(len(prompt.digests) - 1, after, -1):
-            lock = by_digest.get(salt + prompt.digests[index])
+        digests = self._digests(namespace, prompt, after + 1)
+        if by_digest.keys().isdisjoint(digests):
+            return None
+        for index in range(len(digests) - 1, -1, -1):
+            lock = by_digest.get(digests[index])
             if lock is not None and self.is_live(lock):
-                return EncounteredLock(namespace, lock, index)
+                return EncounteredLock(namespace, lock, after + 1 + index)
         return None
 
     def take(self, namespace: str, prompt: Prompt, after: int, worker: str, ready_at: float) -> GhostLock | None:
@@ -65,10 +71,10 @@ class LockTable:
         """
         if self.is_full:
             return None
-        salt, size = self._salt(namespace), len(prompt.digests)
+        size = len(prompt.digests)
         first = max(after + 1, size - DIGESTS_MAX)
         free: Sequence[int] = range(first, size)
-        digests = [salt + digest for digest in prompt.digests[first:]]
+        digests: Sequence[bytes] = self._digests(namespace, prompt, first)
         if not self._by_digest.keys().isdisjoint(digests):
             # Looked up one by one: what lies between two locked boundaries may be free.
             held = map(self._by_digest.get, digests)
@@ -76,8 +82,11 @@ class LockTable:
             digests = [digests[index - first] for index in free]
         if not free:
             return None
-        keys = [salt + prompt.digests[index] for index in lock_boundaries(prompt, free)]
-        taken_at = self._clock()
+        salt, taken_at = self._salt(namespace), self._clock()
+
+        def keys() -> Sequence[bytes]:
+            return [salt + prompt.digests[index] for index in lock_boundaries(prompt, free)]
+
         lock = GhostLock(digests, keys, worker, taken_at=taken_at, ready_at=ready_at, ours=True)
         self._add(lock)
         return lock
@@ -113,6 +122,16 @@ class LockTable:
     def _add(self, lock: GhostLock) -> None:
         self._locks[lock] = None
         self._by_digest.update(dict.fromkeys(lock.digests, lock))
+
+    def _digests(self, namespace: str, prompt: Prompt, first: int) -> list[bytes]:
+        """Return the digests of a prompt from a boundary on, with the namespace's salt; not to be changed."""
+        last = self._last
+        if last is not None and last[0] is prompt and last[1] == namespace and last[2] == first:
+            return last[3]
+        salt = self._salt(namespace)
+        digests = [salt + digest for digest in prompt.digests[first:]]
+        self._last = prompt, namespace, first, digests
+        return digests
 
     def _salt(self, namespace: str) -> bytes:
         salt = self._salts.get(namespace)

@@ -95,12 +95,11 @@ class Assessment(NamedTuple):
             return self.few(queues)
         places = queues.listed.places
         if match is None:
-            nothing = np.zeros(1)
             total_ms = totals(
                 queues.engines,
                 self._queue_ms(queues),
                 1,
-                MatchColumns(nothing, 0.0),
+                MatchColumns(0.0, 0.0),
                 delayed=0.0,
                 link_ms=0.0,
                 brought=0.0,

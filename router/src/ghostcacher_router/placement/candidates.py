@@ -102,7 +102,10 @@ class CandidateFinder:
 
     def hands_over(self, model: str | None) -> bool:
         """Say whether some workers only compute prompts for a model, and others answer."""
-        return self._roles_of(self._fleet.base_of(model) or model, self._fleet.serving(model)).apart
+        workers, known = self._fleet.serving(model), self._roles.get(model)
+        if known is None or known.workers is not workers:
+            known = self._roles_of(self._fleet.base_of(model) or model, workers)
+        return known.apart
 
     def _in_role(self, model: str | None, workers: Sequence[WorkerPort], step: PdRole | None) -> Sequence[WorkerPort]:
         """Return the workers for a step, or for a whole request. workers: the fleet's, of this model."""

@@ -230,12 +230,15 @@ class PrefixLocations:
         prefix = answer.prefix
         # One that was forgotten meanwhile, and came back, may know other depths under the same key.
         if prefix is not None and prefix is self._prefixes.get(key):
-            # Always a new mapping: whoever was given the old one keeps what it has seen.
-            prefix.held = {
+            # A new mapping: whoever was given the old one keeps what it has seen. What follows from it is kept, too, by
+            # who finds the same one again: so it stays the same where the index says the same.
+            held = {
                 ref.worker: HeldPrefix(ref.incarnation, prefix.counts[length - 1])
                 for ref, length in zip(answer.candidates, answer.lengths, strict=True)
                 if length
             }
+            if held != prefix.held:
+                prefix.held = held
             prefix.updated_at, prefix.asked_at = self._clock(), answer.asked_at
 
 

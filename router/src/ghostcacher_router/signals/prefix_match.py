@@ -96,8 +96,10 @@ class PrefixMatch(NamedTuple):
         local = self.sent.get(worker.name) or self.held.tokens.get(worker.name, 0)
         return _new(WorkerMatch, (local, self.pullable.get(worker.namespace, 0), 0.0))
 
-    def local_column(self, places: Mapping[str, int]) -> Column:
+    def local_column(self, places: Mapping[str, int]) -> Column | float:
         """Return the tokens in the own cache of each worker of a list. places: worker -> its place in the list."""
+        if self.held is NOBODY and not self.sent:
+            return 0.0
         column = self.held.column(places)
         if self.sent:
             column = column.copy()

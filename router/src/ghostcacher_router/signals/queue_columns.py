@@ -39,10 +39,19 @@ _PREFILLING, _CAPACITY, _RECENT, _SPEED, _ENGINE = range(6, 11)
 _COLUMNS = _ENGINE + len(EngineColumns._fields)
 
 
+class _Rows(NamedTuple):
+    """Columns of some queues; shape (queues,)."""
+
+    all: Sequence[Column]
+    engines: EngineColumns
+
+
 class ListedQueues:
     """The queues of a list of workers, which stays as it is."""
 
     __slots__ = (
+        "_rows",
+        "_rows_of",
         "_slots",
         "capacity_min",
         "lacking",
@@ -61,6 +70,9 @@ class ListedQueues:
         self.places: Mapping[str, int] = {worker.name: place for place, worker in enumerate(workers)}
         """Worker -> its place in the list."""
         self._slots: slice | npt.NDArray[np.intp] | None = None
+        self._rows: _Rows | None = None
+        self._rows_of: Column | None = None
+        """The columns of all queues that they are parts of."""
         self.reports = -1
         """How many reports of any workers had been taken in when what follows was found."""
         self.speeds_version = -1
@@ -84,6 +96,17 @@ class ListedQueues:
                 # A part of the columns, which needs no copy.
                 self._slots = slice(slots[0], slots[0] + len(slots))
         return self._slots
+
+    def rows(self, values: Column) -> _Rows:
+        """Return the columns of these queues, as they are now. values: those of all queues."""
+        if self._rows is None or self._rows_of is not values:
+            found = list(values[:, self.slots])
+            rows = _Rows(found, EngineColumns(*found[_ENGINE:]))
+            if not isinstance(self.slots, slice):
+                # A copy, which is soon old.
+                return rows
+            self._rows, self._rows_of = rows, values
+        return self._rows
 
     @property
     def reported(self) -> bool:
@@ -297,7 +320,7 @@ class QueueColumns:
         stale_s: a load report that was received longer ago says nothing.
         estimate: returns the estimate of one queue; asked where no fresh report is there.
         """
-        values = self._values[:, listed.slots]
+        values, engines = listed.rows(self._values)
         if listed.received_from is None or now - listed.received_from > stale_s:
             received_at = values[_RECEIVED_AT]
             fresh = now - received_at <= stale_s
@@ -315,11 +338,10 @@ class QueueColumns:
                 queue_ms[place] = found.queue_ms
                 if queue.written is not found:
                     self.write([queue])
-            values = self._values[:, listed.slots]
+            values, engines = listed.rows(self._values)
         link_ms: Column | float = 0.0
         if np.count_nonzero(values[_PULLS_MS]):
             link_ms = np.maximum(np.minimum((values[_PULLING_UNTIL] - now) * 1e3, values[_PULLS_MS]), 0.0)
-        engines = EngineColumns(*values[_ENGINE:])
         return QueueView(
             listed,
             now,

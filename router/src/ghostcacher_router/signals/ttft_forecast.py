@@ -91,7 +91,7 @@ class WorkerMatch(NamedTuple):
 class MatchColumns(NamedTuple):
     """The same at many workers; shape (workers,), or a number that is the same at all of them."""
 
-    local: Column
+    local: Column | float
     pullable: Column | float
     ready_ms: float = 0.0
 
@@ -222,12 +222,12 @@ def totals(
     ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engines
     local, pullable, ready_ms = match
     last = float(tokens - 1) if tokens > 1 else 0.0
-    held = np.minimum(local, last)
+    held = min(local, last) if isinstance(local, float) else np.minimum(local, last)
     needed = tokens - held
     total_ms = queue_ms + step_ms * (1.0 + needed / STEP_TOKENS)
     computed = needed
     pulled = (min(pullable, last) if isinstance(pullable, float) else np.minimum(pullable, last)) - held
-    pulls = pulled > 0
+    pulls = np.greater(pulled, 0.0)
     # By when the prefix is there that is still being computed, whether it is local then or pulled.
     after_ms = np.maximum(total_ms, ready_ms) if ready_ms else total_ms
     if np.count_nonzero(pulls):
@@ -237,7 +237,7 @@ def totals(
         begin_ms = np.maximum(shorter_ms, link_ms) if waits else shorter_ms
         if ready_ms:
             begin_ms = np.maximum(begin_ms, ready_ms)
-        pulls &= pulls_ms < after_ms - begin_ms + pulled * ms_per_token
+        pulls = pulls & (pulls_ms < after_ms - begin_ms + pulled * ms_per_token)
         computed = needed - pulled * pulls
         wait_ms = np.where(pulls, begin_ms - shorter_ms, after_ms - total_ms) if waits else 0.0
         total_ms = np.where(pulls, shorter_ms, total_ms)
@@ -259,7 +259,7 @@ def totals(
         others_ms += brought * needed * ms_per_token
     total_ms += others_ms
     if computed_max is not None:
-        total_ms[computed > computed_max] = np.inf
+        total_ms[np.greater(computed, computed_max)] = np.inf
     return total_ms
 
 

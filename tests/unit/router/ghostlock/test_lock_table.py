@@ -68,3 +68,31 @@ def test_lock_of_another_router_is_added_where_no_lock_here_is() -> None:
     assert found.lock is mine
     assert (theirs.lock.worker, theirs.lock.token, theirs.lock.ours, theirs.lock.confirmed) == ("w2", 7, False, True)
     assert theirs.lock.keys == beyond.keys
+
+
+def test_what_was_looked_at_last_is_locked_as_it_is_asked_for() -> None:
+    """Another namespace, another beginning or another prompt than a moment ago is none of what was found then."""
+    table = LockTable(FakeClock())
+    take(table, prompt_of(b"anything"))
+    assert table.find("n", PROMPT, -1) is table.find("m", OTHER, -1) is table.find("n", OTHER, -1) is None
+    later = take(table, OTHER, after=DOC_END)
+    assert later.digests[0].endswith(OTHER.digests[DOC_END + 1])
+    assert table.take("m", OTHER, DOC_END, "w2", 1.0) is not None
+    assert table.find("m", PROMPT, -1) is None
+    assert table.find("n", PROMPT, -1) is None
+    assert take(table, PROMPT).digests[0].endswith(PROMPT.digests[0])
+    found, other = table.find("n", OTHER, DOC_END), table.find("m", OTHER, -1)
+    assert found is not None
+    assert other is not None
+    assert (found.lock, found.boundary, other.boundary) == (later, len(OTHER.digests) - 1, len(OTHER.digests) - 1)
+    assert other.lock is not later
+    table.check_invariants()
+
+
+def test_keys_for_the_store_are_some_of_what_is_locked() -> None:
+    """The end of the document, powers of two and the last one, wherever the cold part begins."""
+    lock = take(LockTable(FakeClock()), PROMPT, after=1)
+    assert lock.keys is lock.keys
+    assert set(lock.keys) < set(lock.digests)
+    ends = [PROMPT.ends[2 + lock.digests.index(key)] for key in lock.keys]
+    assert ends == [4096, 8192, len(DOC), 16384, PROMPT.size]

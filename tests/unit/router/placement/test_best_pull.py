@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.placement.assessment import FREE_EVERYWHERE, Assessment
 from ghostcacher_router.placement.candidates import Candidates
-from ghostcacher_router.signals.prefix_match import Holders, PrefixMatch
+from ghostcacher_router.signals.prefix_match import NOBODY, Holders, PrefixMatch
 from ghostcacher_router.signals.queue_columns import QueueList, QueueView
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.working_sets import Displacement, Displacements
@@ -77,8 +77,9 @@ def assessments(cases: list[Case], pullable: int, *, adapter: bool) -> tuple[Ass
         workers.append(worker)
     prices = {f"w{number}": case.price for number, case in enumerate(cases) if case.price is not None}
     displacement = Displacements(Displacement(0.1), prices) if prices else FREE_EVERYWHERE
-    held = Holders({f"w{number}": case.local for number, case in enumerate(cases) if case.local})
-    match = PrefixMatch(PROMPT, TOKENS, held, {"w1": 1_500}, {"a": pullable}, {}, True)
+    local = {f"w{number}": case.local for number, case in enumerate(cases) if case.local}
+    sent = {"w1": 1_500} if pullable else {}
+    match = PrefixMatch(PROMPT, TOKENS, Holders(local) if local else NOBODY, sent, {"a": pullable}, {}, True)
     candidates = Candidates(workers, tuple(dict.fromkeys(worker.namespace for worker in workers)), True, None)
     adapter_ms = [case.adapter_ms for case in cases] if adapter else None
     few, view = queues.at(workers, NOW), view_of(queues, workers, NOW)
@@ -99,8 +100,9 @@ def assessments(cases: list[Case], pullable: int, *, adapter: bool) -> tuple[Ass
 def test_columns_find_what_forecasts_find(
     cases: list[Case], pullable: int, tokens: int, ready_ms: float, without: str, adapter: bool
 ) -> None:
-    """The same forecast, of the same worker, to the last bit; or both find nobody."""
+    """The same forecast, of the same worker, to the last bit, or both find nobody; and the same without a lock."""
     one, two = assessments(cases, pullable, adapter=adapter)
+    assert one.ranking().totals() == two.ranking().totals()
     found = two.best_pull("a", tokens, ready_ms, without)
     assert found == one.best_pull("a", tokens, ready_ms, without)
     assert found is None or _is_allowed(found, cases, tokens, without)

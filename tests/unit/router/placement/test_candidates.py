@@ -199,10 +199,14 @@ def taking(finder: CandidateFinder, step: PdRole | None) -> list[str]:
 def test_step_goes_to_those_that_do_it() -> None:
     """Who only computes prompts answers nobody, and who answers takes whole requests, too."""
     p, d, both = in_role("p", PdRole.PREFILL), in_role("d", PdRole.DECODE), in_role("both", None)
-    finder = finder_of(Fleet(p, d, both), no_objects())
+    fleet = Fleet(p, d, both)
+    finder = finder_of(fleet, no_objects())
     assert finder.hands_over("m")
+    assert finder.hands_over("lazy")
     assert taking(finder, PdRole.PREFILL) == ["p"]
     assert taking(finder, PdRole.DECODE) == taking(finder, None) == ["d", "both"]
+    fleet._workers = [p, p]
+    assert not finder.hands_over("m")
 
 
 @pytest.mark.parametrize("role", [PdRole.PREFILL, PdRole.DECODE, None])

@@ -81,6 +81,24 @@ def test_locations_is_asked_for_once_then_refreshed_beside() -> None:
     run_virtual(main())
 
 
+def test_locations_are_the_same_object_while_the_index_says_the_same() -> None:
+    """So that what was made of them need not be made again; whoever has an older one keeps what it has seen."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        before = shelf.locations.get(shelf.namespace, KNOWN[-1])
+        await asyncio.sleep(0.1)
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) is before
+        shelf.index.apply(shelf.ref, entries(BLOCKS), [], lease_ttl_s=1e6)
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert before == {"w": HeldPrefix(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 32)}
+
+    run_virtual(main())
+
+
 def test_locations_too_old_is_waited_for() -> None:
     """What nobody has used for a second is asked for again before it is believed, unless anything will do."""
 

@@ -175,6 +175,18 @@ def test_slots_of_queues_that_are_gone_are_used_again() -> None:
     assert columns.add() == 40
 
 
+def test_list_that_stays_while_others_come_sees_what_changes() -> None:
+    """The columns grow for queues that are not in it."""
+    queues, workers = QueueEstimator(), [make_worker("w0"), make_worker("w1")]
+    for worker in workers:
+        report(worker, 10.0)
+    check(queues, workers, 10.0)
+    for number in range(40):
+        queues.reserve(f"other{number}", 100, 100, 10.0)
+    queues.reserve("w1", 100, 100, 10.0)
+    check(queues, workers, 10.0)
+
+
 def test_pulls_wait_for_those_ahead() -> None:
     """Until they should be done, and no longer than those that are still there take."""
     queues, worker = QueueEstimator(), make_worker("w0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from math import inf
 from random import Random
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from ghostcacher_router.signals.queue_columns import NO_PULL
 from ghostcacher_router.signals.ranking import ColumnRanking, Draw, ListRanking, Ranking
 from ghostcacher_router.signals.ttft_forecast import (
+    Column,
     Engine,
     EngineColumns,
     MatchColumns,
@@ -129,20 +131,31 @@ def test_what_is_alike_at_all_workers_may_be_a_number(
     """Columns say the same to the last bit, though they leave out what adds nothing."""
     alike = [one._replace(pullable=pullable, displacement=displacement, link_ms=0.0) for one in cases]
     _, queue_ms, local, _, delayed, _, _ = zip(*alike, strict=True)
-    total_ms = totals(
-        columns_of([one.engine for one in alike]),
-        np.array(queue_ms, float),
-        tokens,
-        MatchColumns(np.array(local, float), float(pullable), ready_ms),
-        delayed=np.array(delayed, float),
-        link_ms=0.0,
-        brought=displacement.brought,
-        kept=displacement.kept,
-    )
-    assert total_ms.tolist() == [
-        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, pullable, ready_ms), *one[4:]).total_ms
-        for one in alike
-    ]
+
+    def total_ms(local: Column | float, computed_max: int | None = None) -> list[float]:
+        found: list[float] = totals(
+            columns_of([one.engine for one in alike]),
+            np.array(queue_ms, float),
+            tokens,
+            MatchColumns(local, float(pullable), ready_ms),
+            delayed=np.array(delayed, float),
+            link_ms=0.0,
+            brought=displacement.brought,
+            kept=displacement.kept,
+            computed_max=computed_max,
+        ).tolist()
+        return found
+
+    def forecasts(local: Sequence[int]) -> list[float]:
+        return [
+            forecast(one.engine, one.queue_ms, tokens, WorkerMatch(here, pullable, ready_ms), *one[4:]).total_ms
+            for one, here in zip(alike, local, strict=True)
+        ]
+
+    assert total_ms(np.array(local, float)) == forecasts(local)
+    nobody = [0] * len(cases)
+    assert total_ms(0.0) == forecasts(nobody)
+    assert total_ms(0.0, 500) == total_ms(np.array(nobody, float), 500)
 
 
 FORECASTS = st.lists(st.floats(0, 1e5) | st.sampled_from([10.0, 10.05, 10.4, 11.0]), min_size=1, max_size=20)
