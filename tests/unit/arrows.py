@@ -239,6 +239,12 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.metrics",
         "ghostcacher_router.providers",
     },
+    "ghostcacher_router.warm_up": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.admin",
+        "ghostcacher_router.build",
+        "ghostcacher_router.fleet",
+    },
     "ghostcacher_router.app": {
         "ghostcacher_router.*",
         "core.admin_api",

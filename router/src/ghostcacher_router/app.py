@@ -27,7 +27,7 @@ import uvloop
 
 from ghostcacher_connector.core.admin_api import Prefetched
 from ghostcacher_connector.core.coordination.base import HeartbeatReply
-from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
@@ -35,7 +35,6 @@ from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.admin.dashboard.dashboard import Dashboard
 from ghostcacher_router.admin.parameters import PrefetchTarget
-from ghostcacher_router.admin.reports import not_ready
 from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
@@ -49,7 +48,6 @@ from ghostcacher_router.fleet.probes import HttpProber
 from ghostcacher_router.http.exchanges.handover import steps_of
 from ghostcacher_router.http.exchanges.warming import Warmer
 from ghostcacher_router.http.open_files import allow_clients
-from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.parsing.parser import BodyParser
@@ -59,21 +57,14 @@ from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
 from ghostcacher_router.processes.membership import Membership, Told
-from ghostcacher_router.setup import make_providers
+from ghostcacher_router.setup import limits_of, make_providers
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.stores import open_stores, seed_of
 from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
+from ghostcacher_router.warm_up import wait_until_of_use, wait_until_warm
 
 logger = logging.getLogger(__name__)
-
-WARM_S_MAX = 5.0
-"""Longest wait for Redis before listening: a router that knows little is better than none."""
-FLEET_S_MAX = 1.0
-"""Longest wait for the workers' first probes, after that: one that does not answer holds up nobody for longer."""
-SUCCESSOR_S_MAX = 20.0
-"""The same for a process that replaces one: that one serves meanwhile, and goes on when this one finds no worker."""
-WARM_POLL_S = 0.01
 
 GC_YOUNG_OBJECTS = 20_000
 """New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
@@ -215,9 +206,9 @@ class Router:
         await self._fleet.start()
         self._routing.start()
         self._dashboard.start()
-        await self._warm_up()
+        await wait_until_warm(self._routing, self._fleet)
         if self._membership is not None and self._membership.seat.replaces and not self._workerless:
-            await self._be_of_use()
+            await wait_until_of_use(self._fleet)
         host, port = self._listen
         try:
             if self._membership is None:
@@ -318,26 +309,7 @@ class Router:
             logger.warning(
                 "/gc/* is open to programs on this machine, and to whoever a proxy on it lets through: set admin_token"
             )
-        limits = Limits(
-            head_bytes_max=settings.head_bytes_max,
-            body_bytes_max=settings.body_bytes_max,
-            buffered_bytes_max=settings.buffered_bytes_max,
-            connections_max=settings.connections_max,
-            allowed_origins=settings.allowed_origins,
-            connections_per_address_max=settings.connections_per_address_max,
-            client_header_s=settings.client_header_timeout_s,
-            client_body_s=settings.client_body_timeout_s,
-            keep_alive_s=settings.keep_alive_timeout_s,
-            connect_s=settings.connect_timeout_s,
-            worker_silence_s=settings.read_timeout_s,
-            upstream_idle_s=settings.upstream_idle_s,
-            retries_max=settings.retries_max,
-            takes_turns=routing.flow is not None,
-            section_hints=settings.section_hints,
-            kv_transfer_from_clients=settings.kv_transfer_from_clients,
-            prefill_tokens_min=settings.prefill_tokens_min,
-            prefill_s=settings.prefill_timeout_s,
-        )
+        limits = limits_of(settings, takes_turns=routing.flow is not None)
         admin = Admin(
             fleet=self._fleet,
             metrics=self._metrics,
@@ -367,34 +339,3 @@ class Router:
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
         self._seed = reply.seed
-
-    def _has_looked(self) -> bool:
-        """Say whether Redis has told who the workers are, and each of them was probed once, with whatever result."""
-        workers = self._fleet.workers.values()
-        probed = all(worker.failures or worker.state is not WorkerState.JOINING for worker in workers)
-        return self._fleet.redis_available and probed
-
-    async def _warm_up(self) -> None:
-        sync = self._routing.sync
-        deadline = time.monotonic() + WARM_S_MAX
-        while sync is not None and not (sync.warm and self._routing.replicas is not None and self._has_looked()):
-            if time.monotonic() > deadline:
-                logger.warning(
-                    "the router starts without what the others have learned, and keeps trying: %s",
-                    self._fleet.redis_error or self._routing.refused or "Redis does not answer",
-                )
-                return
-            await asyncio.sleep(WARM_POLL_S)
-        deadline = time.monotonic() + FLEET_S_MAX
-        while not self._fleet.has_looked and time.monotonic() < deadline:
-            await asyncio.sleep(WARM_POLL_S)
-
-    async def _be_of_use(self) -> None:
-        """Wait until every worker was probed, for a bounded time. Raises GhostCacherError when none is ready then."""
-        deadline = time.monotonic() + SUCCESSOR_S_MAX
-        while time.monotonic() < deadline:
-            if self._fleet.has_looked and not_ready(self._fleet) is None:
-                return
-            await asyncio.sleep(WARM_POLL_S)
-        if (why := not_ready(self._fleet)) is not None:
-            raise GhostCacherError(f"{why}: the process that was to be replaced goes on")

@@ -1,4 +1,4 @@
-"""Hosted providers, as a router's settings say."""
+"""Parts of a router as its settings say: limits on what it takes from clients, and hosted providers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,30 @@ from ghostcacher_router.providers.costs.accounts import Accounts
 from ghostcacher_router.providers.costs.prices import read_prices
 from ghostcacher_router.providers.providers import Providers, provider_tls
 from ghostcacher_router.providers.signing import BedrockSigner
+
+
+def limits_of(settings: RouterSettings, *, takes_turns: bool) -> Limits:
+    """Return the limits on connections, requests and waits. takes_turns: whether requests wait for their turn."""
+    return Limits(
+        head_bytes_max=settings.head_bytes_max,
+        body_bytes_max=settings.body_bytes_max,
+        buffered_bytes_max=settings.buffered_bytes_max,
+        connections_max=settings.connections_max,
+        allowed_origins=settings.allowed_origins,
+        connections_per_address_max=settings.connections_per_address_max,
+        client_header_s=settings.client_header_timeout_s,
+        client_body_s=settings.client_body_timeout_s,
+        keep_alive_s=settings.keep_alive_timeout_s,
+        connect_s=settings.connect_timeout_s,
+        worker_silence_s=settings.read_timeout_s,
+        upstream_idle_s=settings.upstream_idle_s,
+        retries_max=settings.retries_max,
+        takes_turns=takes_turns,
+        section_hints=settings.section_hints,
+        kv_transfer_from_clients=settings.kv_transfer_from_clients,
+        prefill_tokens_min=settings.prefill_tokens_min,
+        prefill_s=settings.prefill_timeout_s,
+    )
 
 
 def make_providers(

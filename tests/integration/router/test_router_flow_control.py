@@ -122,7 +122,7 @@ def error_of(body: bytes, api: str) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def patient_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
-    monkeypatch.setattr("ghostcacher_router.app.FLEET_S_MAX", 60.0)
+    monkeypatch.setattr("ghostcacher_router.warm_up.FLEET_S_MAX", 60.0)
 
 
 @pytest.mark.parametrize("api", PATHS)

@@ -104,7 +104,7 @@ class Subject:
 @pytest.fixture(autouse=True)
 def patient_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
-    monkeypatch.setattr("ghostcacher_router.app.FLEET_S_MAX", 60.0)
+    monkeypatch.setattr("ghostcacher_router.warm_up.FLEET_S_MAX", 60.0)
 
 
 @asynccontextmanager

@@ -36,7 +36,7 @@ class Engine(MiniEngine):
 @pytest.fixture(autouse=True)
 def patient_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
-    monkeypatch.setattr("ghostcacher_router.app.FLEET_S_MAX", 60.0)
+    monkeypatch.setattr("ghostcacher_router.warm_up.FLEET_S_MAX", 60.0)
 
 
 async def ask_all(router: Router) -> None:
