@@ -5,7 +5,7 @@ These are the first four steps of a decision (see picker.py). Nothing here choos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -148,9 +148,11 @@ class Assessment(NamedTuple):
         brought: Column | float = usual.brought
         kept: Column | float = usual.kept
         if others:
-            names = queues.listed.places
-            brought = np.array([others[name].brought for name in names])
-            kept = np.array([others[name].kept for name in names])
+            brought = np.full(len(queues.queue_ms), usual.brought)
+            kept = np.full(len(queues.queue_ms), usual.kept)
+            for name, cost in others.items():
+                if (place := queues.listed.places.get(name)) is not None:
+                    brought[place], kept[place] = cost
         return totals(
             queues.engines,
             self._queue_ms(queues),
@@ -189,7 +191,7 @@ class Assessor:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
         self._sent_caches, self._regret, self._several = state.sent_caches, state.regret, state.several
-        self._adapters = state.adapters
+        self._adapters, self._history = state.adapters, state.history
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         dependencies.fleet.when_reported(lambda workers: state.queues.take_reports(workers, dependencies.clock()))
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
@@ -277,16 +279,16 @@ class Assessor:
         """Return what the prompt costs others in the cache of each worker."""
         # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
         # What each token that is brought into a cache costs on average, as a multiple of computing a token.
-        share, tokens = self._regret.share, match.tokens
-        regret = share * (1.0 + queues.delayed) if share else 0.0
+        price, tokens = self._regret.price, match.tokens
+        regret = price * (1.0 + queues.delayed) if price else 0.0
         if not is_large(tokens, queues.capacity_min):
-            return Displacements(Displacement(regret)) if regret else FREE_EVERYWHERE
+            return Displacements(Displacement(regret), self._copies(match, regret)) if regret else FREE_EVERYWHERE
         rooms = [
             Room(worker.name, capacity, self._regret.working_set_tokens(worker.name), 0.0)
             for worker, capacity in zip(candidates.workers, queues.capacities(), strict=True)
         ]
         if not may_crowd(rooms, tokens):
-            return Displacements(Displacement(regret))
+            return Displacements(Displacement(regret), self._copies(match, regret))
         own: dict[str, float] = {}
         for namespace in candidates.namespaces:
             if namespace is not None:
@@ -294,3 +296,22 @@ class Assessor:
                 own |= self._regret.home_tokens([boundary.block_hash for boundary in known])
         rooms = [room._replace(own=own.get(room.worker, 0.0)) for room in rooms]
         return displacements(rooms, tokens, regret)
+
+    def _copies(self, match: PrefixMatch, regret: float) -> Mapping[str, Displacement]:
+        """Return what a prompt costs others at workers that have a copy of it which was used before another one was.
+
+        Using it keeps it for as much longer as it was not used since the other one was. regret: what it costs to bring
+        it into a cache, which keeps it for as long as the caches need to take in as much as they hold.
+        """
+        costs: dict[str, Displacement] = {}
+        has, sent = match.held.tokens, match.sent
+        if len(has) + len(sent) <= 1:
+            return costs
+        found = self._history.find(match.prompt, self._clock())
+        copies = [one for one in found.holders if one.worker in sent or one.worker in has] if found else []
+        latest = max([one.used for one in copies], default=0)
+        for one in copies:
+            if one.used < latest:
+                kept = regret * min(1.0, (latest - one.used) / self._regret.held)
+                costs.setdefault(one.worker, Displacement(regret - kept, kept))
+        return costs

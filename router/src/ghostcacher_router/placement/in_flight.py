@@ -71,7 +71,7 @@ class InFlightTracker:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
         self._sent_caches, self._hot = state.sent_caches, state.hot
-        self._adapters = state.adapters
+        self._adapters, self._regret = state.adapters, state.regret
         self._heard = HeardPrompts(dependencies.fleet, state.queues, state.locations, state.regret, state.sent_caches)
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
@@ -119,7 +119,7 @@ class InFlightTracker:
                 held_share = work.local_tokens / tokens
                 due_at = now + work.ttft_ms / 1e3 * max(1.0, self.bias)
             placed.sent_prompt = self._history.record(
-                prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
+                prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at, used=self._regret.sunk
             )
             caches, capacity = self._sent_caches, capacity_tokens(worker)
             note = caches.record if worker.load is None else caches.set_aside

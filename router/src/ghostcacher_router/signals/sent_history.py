@@ -42,7 +42,19 @@ HOLDERS_MAX = 4
 class SentPrompt:
     """A prompt that was sent to a worker."""
 
-    __slots__ = ("at", "computed_at", "digests", "done_at", "due_at", "held", "left", "ref", "reported_at", "worker")
+    __slots__ = (
+        "at",
+        "computed_at",
+        "digests",
+        "done_at",
+        "due_at",
+        "held",
+        "left",
+        "ref",
+        "reported_at",
+        "used",
+        "worker",
+    )
 
     def __init__(self, worker: str, ref: WorkerRef | None, at: float, digests: Sequence[bytes]) -> None:
         self.worker = worker
@@ -64,6 +76,8 @@ class SentPrompt:
         """At so many of these boundaries, the first ones, its worker had it already when it was placed."""
         self.left = len(digests)
         """It has been added at all of these boundaries but the first `left`."""
+        self.used = 0
+        """When a prompt that goes on from it was last sent to the worker, by whatever counts upwards."""
 
     def __repr__(self) -> str:
         return f"SentPrompt({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
@@ -134,14 +148,16 @@ class SentHistory:
         *,
         held_share: float = 1.0,
         due_at: float = inf,
+        used: int = 0,
     ) -> SentPrompt:
         """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went.
 
         held_share: how much of it, from its beginning, the worker has already.
         due_at: until when it can be expected to be computed; loop clock, s.
+        used: counts upwards, so that of two of its holders the one that was used last can be told.
         """
         sent = SentPrompt(worker, ref, now, _sample(prompt))
-        sent.held, sent.due_at = int(held_share * len(sent.digests)), due_at
+        sent.held, sent.due_at, sent.used = int(held_share * len(sent.digests)), due_at, used
         self._add(sent, now)
         return sent
 
@@ -188,6 +204,8 @@ class SentHistory:
             if not added or found is not known or left == sent.held:
                 before = () if found is None else self._valid(found, now)
                 if _says_as_much(before, sent, now, brought=left > sent.held):
+                    if sent.used:
+                        _use(before, sent)
                     break
                 # Of the same worker's, one that may still come to be computed stays: this one can be withdrawn.
                 others = [one for one in before if one.worker != sent.worker or one.done_at == inf]
@@ -206,6 +224,13 @@ class SentHistory:
             if now - sent.at > TTL_S or (gone_at and gone_at.get(sent.worker, -inf) > sent.at):
                 return tuple(one for one in found if now - one.at <= TTL_S and gone_at.get(one.worker, -inf) <= one.at)
         return found
+
+
+def _use(known: tuple[SentPrompt, ...], by: SentPrompt) -> None:
+    """Note that what a worker was sent before is used by a prompt that goes on from it."""
+    for sent in known:
+        if sent.worker == by.worker and sent.used < by.used:
+            sent.used = by.used
 
 
 def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float, *, brought: bool) -> bool:

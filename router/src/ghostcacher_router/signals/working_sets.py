@@ -86,6 +86,8 @@ class WorkingSets:
     def __init__(self) -> None:
         self._once: dict[str, int] = {}
         self._repeated: dict[str, int] = {}
+        self._totals = [0, 0]
+        """Of all workers: what was asked for once, and more than once."""
         self._asked_again = self._forgotten = 0.0
         """Of what was asked for once."""
 
@@ -97,6 +99,12 @@ class WorkingSets:
         """Return which share of what was asked for once will be asked for again. 1 before anything was forgotten."""
         ended = self._asked_again + self._forgotten
         return self._asked_again / ended if ended else 1.0
+
+    @property
+    def total(self) -> float:
+        """Return how many boundaries are in the working sets of all workers."""
+        once, repeated = self._totals
+        return repeated + self.once_share * once
 
     def size(self, worker: str) -> float:
         """Return how many boundaries are in a worker's working set."""
@@ -131,9 +139,11 @@ class WorkingSets:
         """Forget all homes."""
         self._once.clear()
         self._repeated.clear()
+        self._totals = [0, 0]
 
     def _count(self, home: Home, by: int) -> None:
         counts = self._repeated if home.repeated else self._once
+        self._totals[home.repeated] += by
         left = counts.get(home.worker, 0) + by
         if left:
             counts[home.worker] = left

@@ -13,7 +13,7 @@ from ghostcacher_connector.core.types import Tier
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
-from tests.support.routing_sim import Served, Sim, all_of, make_sim
+from tests.support.routing_sim import Served, Sim, all_of, make_sim, prompt_of
 
 ENGINES, DOCUMENTS, REQUESTS = 3, 12, 400
 DOCUMENT_TOKENS, QUESTION_TOKENS = 8_000, 80
@@ -75,6 +75,41 @@ async def test_plain_engines_show_how_much_they_hold() -> None:
     for name in sim.engines:
         assert 0.5 < state.sent_caches.capacity_tokens(name) / (KV_BLOCKS // 2 * BLOCK_TOKENS) < 1.5
     assert state.regret.share > 0.5
+
+
+@virtual
+async def test_of_two_copies_the_one_that_was_used_last_is_used_again() -> None:
+    """Using the other one would keep both. How much that costs follows from how much was evicted since it was used."""
+    sim = await make_sim(2, kv_blocks=KV_BLOCKS, options=Options(ghost_lock=False))
+    router, rng, text = sim.routers[0], Random(1), text_of("text", DOCUMENT_TOKENS // 2)
+    regret = router.routing.state.regret
+    documents = [prompt_of(text_of(f"document {number}", DOCUMENT_TOKENS)) for number in range(DOCUMENTS)]
+
+    def evict(prompts: int) -> None:
+        for _ in range(prompts):
+            document = rng.choice(documents)
+            regret.measure(len(document.digests), DOCUMENT_TOKENS)
+            regret.note(document.digests, rng.choice(["w0", "w1"]))
+
+    async def use(worker: str) -> None:
+        (other,) = sim.engines.keys() - {worker}
+        await router._serve(router.ask(text)._replace(exclude=frozenset({other})), text)
+        await sim.settle(1)
+
+    async def costs_ms() -> dict[str, float]:
+        rows = await router.picker.explain(router.ask(text))
+        return {str(row["worker"]): float(str(row["others_ms"])) for row in rows}
+
+    await use("w0")
+    regret.measure(1, BLOCK_TOKENS)
+    regret.resize(2 * KV_BLOCKS * BLOCK_TOKENS)
+    evict(100)
+    await use("w1")
+    at_once = await costs_ms()
+    assert at_once["w0"] > at_once["w1"]
+    evict(1)
+    await use("w0")
+    assert (await costs_ms())["w0"] < (await costs_ms())["w1"] < at_once["w0"]
 
 
 @pytest.mark.parametrize("at_once", [10, 40])

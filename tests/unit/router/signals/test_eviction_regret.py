@@ -42,9 +42,35 @@ def test_documents_that_fill_the_caches_all_come_back(samples: int) -> None:
     assert regret_of(at_random(40, 2000), 40 * DOCUMENT_KIB, samples).share > 0.9
 
 
-def test_what_is_asked_for_once_never_comes_back() -> None:
-    """Prompts that nobody repeats are evicted without regret."""
-    assert regret_of([document(number) for number in range(400)], 40 * DOCUMENT_KIB).share == 0.0
+def test_regret_is_known_before_anything_was_forgotten() -> None:
+    """What has sunk a moment ago and may still come back is not taken for what never does."""
+    assert regret_of(at_random(40, 60), 40 * DOCUMENT_KIB).share > 0.8
+
+
+@pytest.mark.parametrize("count", [30, 100, 400])
+def test_what_is_asked_for_once_never_comes_back(count: int) -> None:
+    """Prompts that nobody repeats are evicted without regret, from the first on."""
+    assert regret_of([document(number) for number in range(count)], 40 * DOCUMENT_KIB).share == 0.0
+
+
+def test_half_of_what_sinks_is_half_the_regret_as_soon_as_the_caches_are_full() -> None:
+    """Of every two documents one comes back: that is found while most of the others are not forgotten yet."""
+    rng = Random(1)
+    prompts = [document(rng.randrange(30) if number % 2 else 1000 + number) for number in range(160)]
+    assert 0.25 < regret_of(prompts, 60 * DOCUMENT_KIB).share < 0.75
+
+
+@pytest.mark.parametrize(
+    ("held", "least", "most"),
+    [(20, 1.9, 2.01), (40, 1.9, 2.01), (55, 0.5, 1.5), (66, 0.1, 0.5), (90, 0.0, 0.0), (200, 0.0, 0.0)],
+)
+def test_evicting_costs_the_more_the_less_room_there_is_for_copies(held: int, least: float, most: float) -> None:
+    """Forty documents: where no second copy has room each eviction leads to the next, where all have it none does."""
+    assert least <= regret_of(at_random(40, 1500), held * DOCUMENT_KIB).price <= most
+
+
+def test_evicting_what_nobody_asks_for_costs_nothing() -> None:
+    assert regret_of([document(number) for number in range(400)], 40 * DOCUMENT_KIB).price == 0.0
 
 
 def test_common_system_prompt_is_no_regret() -> None:
@@ -120,7 +146,7 @@ def test_what_is_asked_for_twice_at_one_worker_counts_in_full_there() -> None:
         assert regret.working_set_tokens("home") / KIB_TOKENS == pytest.approx(DOCUMENT_KIB, rel=0.2)
 
 
-@pytest.mark.parametrize("ask", ["share", "working_set", "home", "note"])
+@pytest.mark.parametrize("ask", ["share", "price", "working_set", "home", "note"])
 def test_prompts_set_aside_count_as_soon_as_somebody_asks(ask: str) -> None:
     """Whatever is asked for says the same as if each prompt had been looked at when it was sent."""
     prompts = at_random(40, 400)
@@ -130,6 +156,7 @@ def test_prompts_set_aside_count_as_soon_as_somebody_asks(ask: str) -> None:
         aside.set_aside(prompt.digests, "plain")
     asked: dict[str, Callable[[EvictionRegret], object]] = {
         "share": lambda regret: regret.share,
+        "price": lambda regret: regret.price,
         "working_set": lambda regret: regret.working_set_tokens("plain"),
         "home": lambda regret: regret.home_tokens(prompts[0].digests),
         "note": lambda regret: (regret.note(document(99).digests, "w"), regret._sets.size("plain")),

@@ -56,6 +56,25 @@ def test_history_keeps_who_has_computed() -> None:
     assert holders(history, prompt, 2.0) == ["w2", "w1"]
 
 
+def test_history_knows_when_each_copy_was_used_last() -> None:
+    """Whatever goes on from a text uses the copy of the worker that it is sent to, and no other."""
+    history, prompt = SentHistory(), prompt_of(SHARED)
+    for used, worker in ((1, "w1"), (2, "w2")):
+        sent = history.record(prompt, worker, 0.0, held_share=0.0, used=used)
+        history.computed(sent, 0.0, 0.0)
+
+    def used() -> dict[str, int]:
+        found = history.find(prompt, 1.0)
+        assert found is not None
+        return {sent.worker: sent.used for sent in found.holders}
+
+    assert used() == {"w1": 1, "w2": 2}
+    history.record(prompt_of(SHARED + b"more" * 200), "w1", 1.0, used=5)
+    assert used() == {"w1": 5, "w2": 2}
+    history.record(prompt, "w2", 1.0, used=7)
+    assert used() == {"w1": 5, "w2": 7}
+
+
 def test_history_knows_who_else_has_computed() -> None:
     """Not the worker itself, and nobody who is only just computing; the deepest part that another one has counts."""
     history, prompt = SentHistory(), prompt_of(SHARED)
