@@ -43,6 +43,7 @@ from ghostcacher_router.signals.working_sets import (
     displacements,
     is_large,
     may_crowd,
+    older_copies,
 )
 from ghostcacher_router.types import Ask, Forecast, Prompt
 
@@ -298,20 +299,10 @@ class Assessor:
         return displacements(rooms, tokens, regret)
 
     def _copies(self, match: PrefixMatch, regret: float) -> Mapping[str, Displacement]:
-        """Return what a prompt costs others at workers that have a copy of it which was used before another one was.
-
-        Using it keeps it for as much longer as it was not used since the other one was. regret: what it costs to bring
-        it into a cache, which keeps it for as long as the caches need to take in as much as they hold.
-        """
-        costs: dict[str, Displacement] = {}
+        """Return what a prompt costs others at workers with a copy of it that was used before another one was."""
         has, sent = match.held.tokens, match.sent
-        if len(has) + len(sent) <= 1:
-            return costs
-        found = self._history.find(match.prompt, self._clock())
-        copies = [one for one in found.holders if one.worker in sent or one.worker in has] if found else []
-        latest = max([one.used for one in copies], default=0)
-        for one in copies:
-            if one.used < latest:
-                kept = regret * min(1.0, (latest - one.used) / self._regret.held)
-                costs.setdefault(one.worker, Displacement(regret - kept, kept))
-        return costs
+        found = self._history.find(match.prompt, self._clock()) if len(has) + len(sent) > 1 else None
+        if found is None:
+            return {}
+        used = {one.worker: one.used for one in reversed(found.holders) if one.worker in sent or one.worker in has}
+        return older_copies(used, regret, self._regret.held)

@@ -56,8 +56,8 @@ TWICE_SHARE = 0.5
 
 CHAIN_MAX = 2 / 3
 """The largest regret that the price is made of: it is 2 then. Evictions that follow from each other for longer than
-that lie far ahead, and a regret close to 1 is not known well enough for what 1 / (1 - r) makes of it. It is chosen: with
-1/2, 2/3 and 4/5 three workers that hold just 60 documents computed 22.7, 21.5 and 21.5 % of the prompt tokens."""
+that lie far ahead, and a regret close to 1 is not known well enough for what 1 / (1 - r) makes of it. It is chosen:
+with 1/2, 2/3 and 4/5 three workers that hold just 60 documents compute 22.7, 21.5 and 21.5 % of the prompt tokens."""
 
 DIGEST_SPAN = 1 << 64
 

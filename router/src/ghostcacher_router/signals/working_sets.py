@@ -190,3 +190,18 @@ def displacements(rooms: Sequence[Room], tokens: int, regret: float) -> Displace
     if total > ROOM_SHARE * sum([room.capacity for room in rooms]) or len(crowded) == len(rooms):
         crowded = set()
     return Displacements(Displacement(regret), dict.fromkeys(crowded, Displacement(0.0, CROWDED + regret)))
+
+
+def older_copies(used: Mapping[str, int], regret: float, held: int) -> dict[str, Displacement]:
+    """Return what a prompt costs others at each worker with a copy of it that was used before another one was.
+
+    Using such a copy keeps it for as much longer as it was not used since the other one was. The one that was used last
+    stays in any case.
+
+    used: when each worker's copy was used last: boundaries that had sunk then (`EvictionRegret.sunk`).
+    regret: what each token costs that is brought into a cache, which keeps it until as many have sunk as caches hold.
+    held: how many that is.
+    """
+    latest = max(used.values(), default=0)
+    kept = {worker: regret * min(1.0, (latest - at) / held) for worker, at in used.items() if at < latest}
+    return {worker: Displacement(regret - cost, cost) for worker, cost in kept.items()}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_router.signals.working_sets import CROWDED, Displacement, Room, WorkingSets, displacements, may_crowd
+from ghostcacher_router.signals.working_sets import (
+    CROWDED,
+    Displacement,
+    Room,
+    WorkingSets,
+    displacements,
+    may_crowd,
+    older_copies,
+)
 
 CAPACITY, DOCUMENT, REGRET = 320.0, 64, 0.5
 USUAL, DEAR = Displacement(REGRET), Displacement(0.0, CROWDED + REGRET)
@@ -79,3 +87,13 @@ def test_what_was_asked_for_once_counts_as_much_as_comes_again() -> None:
     assert sets.once_share == 0.25
     sets.clear()
     assert sets.size("a") == sets.size("b") == 0.0
+
+
+def test_older_copy_costs_what_keeping_it_takes() -> None:
+    """In proportion to how long it was not used, and no more than bringing it anew; the latest one costs nothing."""
+    assert older_copies({"w0": 900, "w1": 700, "w2": 10}, 2.0, 400) == {
+        "w1": Displacement(1.0, 1.0),
+        "w2": Displacement(0.0, 2.0),
+    }
+    assert older_copies({"w0": 900}, 2.0, 400) == {}
+    assert older_copies({}, 2.0, 0) == {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ghostcacher_simulator.load.generated import Documents, make_load
 from ghostcacher_simulator.machines.workers import fleet_of
 from ghostcacher_simulator.replay.replay import Run, replay
@@ -25,12 +23,11 @@ def mean_ttft_s(run: Run) -> float:
     return sum(served.ttft_s or 0.0 for served in run.served) / len(run.served)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_full_caches_compute_no_more_than_hashing_does_and_answer_sooner(seed: int) -> None:
+def test_full_caches_compute_hardly_more_than_hashing_does_and_answer_sooner() -> None:
     """Copies that push out other documents for a shorter wait are not made."""
-    hashing, own = (run_of(key, 1.0, seed) for key in ("hashing", "ghostcacher"))
-    assert own.computed_tokens < 1.06 * hashing.computed_tokens
-    assert mean_ttft_s(own) < mean_ttft_s(hashing)
+    hashing, own = ([run_of(key, 1.0, seed) for seed in (1, 2, 3)] for key in ("hashing", "ghostcacher"))
+    assert sum(run.computed_tokens for run in own) < 1.04 * sum(run.computed_tokens for run in hashing)
+    assert sum(map(mean_ttft_s, own)) < 0.9 * sum(map(mean_ttft_s, hashing))
 
 
 def test_roomy_caches_are_full_of_copies() -> None:
