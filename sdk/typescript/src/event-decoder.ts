@@ -22,6 +22,7 @@ export class EventDecoder {
   private name = "";
   private data: string[] = [];
   private size = 0;
+  private restSize = 0;
 
   /** Return the events that end in these bytes. Throws AnswerMalformed for one that is too long. */
   feed(bytes: Uint8Array): Event[] {
@@ -37,11 +38,12 @@ export class EventDecoder {
     for (const line of lines) {
       const event = this.line(this.rest.join("") + line);
       this.rest = [];
+      this.restSize = 0;
       if (event !== null) events.push(event);
     }
     if (last !== "") this.rest.push(last);
-    this.size += last.length;
-    if (this.size > EVENT_CHARS_MAX) {
+    this.restSize += last.length;
+    if (this.size + this.restSize > EVENT_CHARS_MAX) {
       throw new AnswerMalformed(`expected events of at most ${EVENT_CHARS_MAX} characters, got a longer one`);
     }
     return events;

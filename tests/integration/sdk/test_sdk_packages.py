@@ -107,6 +107,32 @@ def test_node_reads_the_same_events_however_bytes_are_cut(package: Path) -> None
     assert run("node", "cuts.mjs", STREAM.hex(), events, cwd=folder) == f"{len(STREAM)}\n"
 
 
+LONG = """
+const { EventDecoder } = await import("./node_modules/@ghostcacher/client/dist/esm/event-decoder.js");
+const decoder = new EventDecoder();
+const [mebi, enough] = [Buffer.alloc(1 << 20, "x"), 40];
+decoder.feed(Buffer.from("data:"));
+for (let piece = 0; piece < enough; piece++) decoder.feed(mebi);
+decoder.feed(Buffer.from("\\n"));
+const [event] = decoder.feed(Buffer.from("\\n"));
+console.log(event.data.length >> 20);
+try {
+  for (let piece = 0; ; piece++) decoder.feed(mebi);
+} catch (error) {
+  console.log(error.message);
+}
+"""
+
+
+def test_node_takes_an_event_of_the_bound_however_it_comes(package: Path) -> None:
+    """And one without an end is bounded, as Python's client does it."""
+    folder = package.parents[2]
+    (folder / "long.mjs").write_text(LONG)
+    size, error = run("node", "long.mjs", cwd=folder).splitlines()
+    assert size == "40"
+    assert error == f"expected events of at most {64 << 20} characters, got a longer one"
+
+
 def test_node_package_needs_nothing_and_its_types_hold(package: Path) -> None:
     """For modules of both kinds: what is right compiles, and what is wrong does not."""
     described = json.loads((package / "package.json").read_text())
