@@ -60,7 +60,7 @@ OTHER_VARIABLES = {
 }
 SIDE_CHANNEL = 5600
 """Of NixlConnector, by default."""
-GIVEN_BY_VALUES = {"TZ", "UCX_NET_DEVICES"}
+GIVEN_BY_VALUES = {"TZ", "UCX_NET_DEVICES", "OMP_NUM_THREADS"}
 
 
 class Program(NamedTuple):
