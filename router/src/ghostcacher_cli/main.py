@@ -140,7 +140,7 @@ def _help_of(field: msgspec.structs.FieldInfo) -> str:
 def _router(words: Sequence[str]) -> int:
     settings = router_options(words, os.environ)
     log_to_stderr(settings.log_level, settings.log_format)
-    # Late: bad options are told before anything is loaded, and a supervisor needs nothing of a router.
+    # Late: bad options are told before anything is loaded, and a supervisor needs little of a router.
     if settings.processes > 1:
         from ghostcacher_router.processes.supervisor import supervise as run  # noqa: PLC0415
     else:
