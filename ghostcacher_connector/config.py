@@ -58,18 +58,6 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
 
     masked = frozenset({"relay_token", "index_key"})
     urls = frozenset({"redis_url", "http_url", "object_url"})
-    removed = frozenset(
-        {
-            "publish_interval_ms",
-            "publish_batch",
-            "publish_queue_max",
-            "lookup_threads",
-            "lookup_queue_max",
-            "allow_ucx_tcp",
-            "staging_mib",
-            "allow_unproven_engine",
-        }
-    )
 
     redis_url: Annotated[Text | None, Meta(description="Redis or Valkey of the index; none: one is started here")] = (
         None

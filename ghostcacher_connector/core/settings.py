@@ -52,9 +52,6 @@ class CheckedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     urls: ClassVar[frozenset[str]] = frozenset()
     """Settings that may hold a user and a password; of these the rest is shown."""
 
-    removed: ClassVar[frozenset[str]] = frozenset()
-    """Names of earlier settings, refused as unknown ones are, with a message of their own."""
-
     def __post_init__(self) -> None:
         for key, annotation in types_of(type(self)).items():
             checked(key, getattr(self, key), annotation, secret=key in self.masked | self.urls)
@@ -116,7 +113,7 @@ def from_mapping(kind: type[CheckedSettings], values: Mapping[str, object]) -> d
     found = {}
     for key, value in values.items():
         if key not in types:
-            raise ConfigError(_removed(kind, str(key)) or unknown("setting", str(key), list(types)))
+            raise ConfigError(unknown("setting", str(key), list(types)))
         found[key] = checked(key, value, types[key], secret=key in kind.masked | kind.urls)
     return found
 
@@ -132,7 +129,7 @@ def from_environment(
     found = {}
     for name in sorted(names):
         if name not in variables:
-            raise ConfigError(_removed(kind, name) or unknown("environment variable", name, list(variables)))
+            raise ConfigError(unknown("environment variable", name, list(variables)))
         key = variables[name]
         found[key] = from_text(name, environ[name], types[key], secret=key in kind.masked | kind.urls)
     return found
@@ -143,13 +140,6 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=NAME_SIMILARITY)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
     return f"unknown {what} {name}: {hint}"
-
-
-def _removed(kind: type[CheckedSettings], name: str) -> str | None:
-    """Return the message about the name, or the environment variable, of a setting that is no longer there."""
-    if name.lower().removeprefix(ENVIRONMENT_PREFIX.lower()) not in kind.removed:
-        return None
-    return f"{name}: this setting was removed and has no successor: expected it not to be set"
 
 
 def parse_listen(text: str, key: str) -> Listen:

@@ -104,14 +104,6 @@ def test_bad_setting_refused_by_name(extra: dict[str, object], environ: dict[str
     assert all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("name", sorted(Settings.removed))
-def test_removed_setting_refused_with_the_reason(name: str) -> None:
-    """A setting of an earlier version is refused like any unknown name, and the message says what became of it."""
-    for message in (refusal({name: 5}), refusal({}, {f"GC_{name.upper()}": "5"})):
-        assert name in message.lower()
-        assert "was removed" in message
-
-
 def test_losing_value_also_checked() -> None:
     """A bad environment variable is refused even when the engine's configuration would win over it."""
     assert "GC_PULL_THREADS" in refusal({"pull_threads": 2}, {"GC_PULL_THREADS": "none"})
