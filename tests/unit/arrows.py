@@ -316,7 +316,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
     # The command line.
-    "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
+    "ghostcacher_cli.loopback_http": {"core.addresses"},
+    "ghostcacher_cli.terminal": {"core.admin_api", "core.settings", "ghostcacher_cli.loopback_http"},
     "ghostcacher_cli.up": {
         "config",
         "core.addresses",
@@ -325,6 +326,7 @@ ARROWS: dict[str, set[str]] = {
         "core.redis",
         "core.process",
         "ghostcacher_router.config",
+        "ghostcacher_cli.loopback_http",
         "ghostcacher_cli.terminal",
     },
     "ghostcacher_cli.doctor": {"*"},

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from ghostcacher_cli.terminal.text import printable
+
 EXIT_FINE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -62,8 +64,3 @@ def render_json(checks: Sequence[Check]) -> str:
 def exit_code(checks: Iterable[Check]) -> int:
     """Return 0 when nothing failed; warnings do not count."""
     return EXIT_FAILED if any(check.status is Status.FAIL for check in checks) else EXIT_FINE
-
-
-def printable(text: str) -> str:
-    """Replace control characters: a worker's name must not be able to drive a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -6,10 +6,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from ghostcacher_cli.loopback_http import open_url
 from ghostcacher_connector.core.admin_api import Stats, Status, Worker, Workers
 from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_connector.core.settings import check_http_url
@@ -71,12 +73,12 @@ class RouterClient:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         request = urllib.request.Request(self.url + path, headers=headers)  # noqa: S310 - its scheme is checked above
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
+            with open_url(request, timeout_s=self._timeout_s) as reply:
                 return bytes(reply.read(ANSWER_BYTES_MAX))
         except urllib.error.HTTPError as exc:
             with exc:
                 raise RouterUnreachable(f"{self.url}{path}: {_refusal(exc.code, exc.read(ANSWER_BYTES_MAX))}") from None
-        except (urllib.error.URLError, OSError, ValueError) as exc:
+        except (OSError, ValueError, HTTPException) as exc:
             reason = getattr(exc, "reason", exc)
             raise RouterUnreachable(f"{self.url} does not answer: {reason}; is a router there (--url)?") from None
 

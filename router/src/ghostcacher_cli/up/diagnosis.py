@@ -6,7 +6,10 @@ import re
 import signal
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+
+from ghostcacher_cli.loopback_http import open_url
 
 CAUSES_MAX = 3
 TAIL_LINES = 30
@@ -51,9 +54,10 @@ _ROUTE = re.compile(r"\bRoute: /")
 def answers(url: str, *, timeout_s: float = 2.0) -> bool:
     """Say whether a server answers 200 there, within `timeout_s`."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as reply:  # noqa: S310
-            return bool(reply.status == 200)  # noqa: PLR2004
-    except (urllib.error.URLError, OSError):
+        request = urllib.request.Request(url)  # noqa: S310 - of our own making
+        with open_url(request, timeout_s=timeout_s) as reply:
+            return reply.status == 200  # noqa: PLR2004
+    except (OSError, HTTPException):
         return False
 
 
