@@ -17,7 +17,7 @@ caches all come back.
 Of what is in the deep part now neither is known. Were it left out, or counted as forgotten, the regret would be wrong
 for as long as it takes to fill the caches several times, and that is when copies are made that push out others later.
 So it counts with the chance that it comes back before it is forgotten, at the rate at which others have come back from
-there so far: ``1 - exp(-rate * depth)``. It counts less, the more is known to have been forgotten.
+there so far: ``1 - exp(-rate * depth)``.
 
 *The price.* What was evicted and is asked for again is computed, and evicts as much in turn, of which somebody asks for
 the same share again, and so on: with a regret of r that is ``r + r^2 + r^3 + ... = r / (1 - r)`` times computing it. It
@@ -105,7 +105,7 @@ class EvictionRegret:
         came_back, forgotten = self._came_back, self._forgotten
         if not came_back:
             return 0.0
-        undecided = max(0.0, len(self._deep) - forgotten)
+        undecided = len(self._deep)
         chance = 1.0 - exp(-came_back / self._exposed * self._deep_max)
         return (came_back + chance * undecided) / (came_back + forgotten + undecided)
 

@@ -76,7 +76,9 @@ def assessments(cases: list[Case], pullable: int, *, adapter: bool) -> tuple[Ass
             queues.reserve(worker.name, case.sent, case.sent, NOW - 0.05, pull_ms=case.pull_ms)
         workers.append(worker)
     prices = {f"w{number}": case.price for number, case in enumerate(cases) if case.price is not None}
-    displacement = Displacements(Displacement(0.1), prices) if prices else FREE_EVERYWHERE
+    # Somebody may have a copy who is no candidate.
+    others = prices | {"gone": Displacement(9.0)}
+    displacement = Displacements(Displacement(0.1), others) if prices else FREE_EVERYWHERE
     local = {f"w{number}": case.local for number, case in enumerate(cases) if case.local}
     sent = {"w1": 1_500} if pullable else {}
     match = PrefixMatch(PROMPT, TOKENS, Holders(local) if local else NOBODY, sent, {"a": pullable}, {}, True)

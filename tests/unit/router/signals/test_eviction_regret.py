@@ -164,6 +164,16 @@ def test_prompts_set_aside_count_as_soon_as_somebody_asks(ask: str) -> None:
     assert asked[ask](aside) == asked[ask](noted)
 
 
+def test_price_of_prompts_that_were_all_set_aside_is_known() -> None:
+    """Nobody has asked for anything before."""
+    prompts, aside = at_random(40, 400), EvictionRegret()
+    for prompt in prompts:
+        aside.measure(len(prompt.digests), prompt.size // TOKEN_BYTES)
+        aside.resize(40 * DOCUMENT_KIB * KIB_TOKENS)
+        aside.set_aside(prompt.digests, "w")
+    assert aside.price == regret_of(prompts, 40 * DOCUMENT_KIB).price > 1.0
+
+
 def test_of_many_prompts_set_aside_the_latest_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody asks for takes a bounded room; `clear` leaves nothing of it."""
     monkeypatch.setattr(eviction_regret, "ASIDE_MAX", 4 * DOCUMENT_KIB)
