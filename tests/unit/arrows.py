@@ -329,7 +329,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_cli.loopback_http",
         "ghostcacher_cli.terminal",
     },
-    "ghostcacher_cli.doctor": {"*"},
+    "ghostcacher_cli.doctor": {"*", "ghostcacher_cli.terminal"},
     "ghostcacher_cli.analyze": {
         "core.prefix_tree",
         "core.retention",
