@@ -22,6 +22,9 @@ NAME_CHARS_MAX = 256
 
 ANSWERS = (WorkerState.READY, WorkerState.DRAINING)
 
+FULL_MAX = 8
+"""Sets of workers that may have no more requests for which a model's candidates are remembered."""
+
 
 class Candidates(NamedTuple):
     """The workers that may take a request."""
@@ -49,15 +52,27 @@ class _Roles(NamedTuple):
     """Whether there are both."""
 
 
+class _Seen(NamedTuple):
+    """The candidates of requests that name no worker."""
+
+    listed: Sequence[WorkerPort]
+    """The fleet's list that they were found in."""
+    found: dict[tuple[str, ...], Candidates]
+    """By the workers that could have no more requests."""
+
+
 class CandidateFinder:
-    """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
+    """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes.
+
+    So do those that are made here, also while workers that have just returned may have few requests: whatever is known
+    of a list of hundreds of workers would be found anew for each request.
+    """
 
     def __init__(self, fleet: FleetPort, stored: StoredObjects, in_flight: Callable[[str], int]) -> None:
         """in_flight: returns how many requests of this router are at a worker."""
         self._fleet, self._stored, self._in_flight = fleet, stored, in_flight
-        self._seen: dict[tuple[str | None, bool], tuple[Sequence[WorkerPort], Candidates]] = {}
-        """The candidates of requests for a model that name no worker, and the fleet's list that they were found in. Of
-        those that are to have the prompt computed alone apart."""
+        self._seen: dict[tuple[str | None, bool], _Seen] = {}
+        """By model; of requests that are to have the prompt computed alone apart."""
         self._roles: dict[str | None, _Roles] = {}
 
     def find(self, ask: Ask) -> Candidates:
@@ -79,10 +94,11 @@ class CandidateFinder:
             raise _nobody(base or model, self._fleet.models())
         wanted, limits = _wanted_rank(ask), self._fleet.limits()
         # Those that a base model's workers find by themselves have whatever name clients think of.
-        usual = not (ask.exclude or limits) and wanted is None and base is None
-        key = model, ask.step is PdRole.PREFILL
-        if usual and (seen := self._seen.get(key)) is not None and seen[0] is workers:
-            return seen[1]
+        usual = not ask.exclude and wanted is None and base is None
+        key, full = (model, ask.step is PdRole.PREFILL), self._full(limits) if limits else ()
+        seen = self._seen.get(key) if usual else None
+        if seen is not None and seen.listed is workers and (known := seen.found.get(full)) is not None:
+            return known
         listed, workers = workers, self._in_role(base or model, workers, ask.step)
         if wanted is not None:
             workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
@@ -93,11 +109,17 @@ class CandidateFinder:
             if not workers:
                 message = "Every worker that could take the request has refused it. Please try again."
                 raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
-        if limits:
-            workers = self._within(limits, workers)
+        if full:
+            free = [worker for worker in workers if worker.name not in full]
+            # When none may have one more, all may.
+            workers = free if 0 < len(free) < len(workers) else workers
         found = _candidates(workers, model)
         if usual:
-            self._seen[key] = listed, found
+            if seen is None or seen.listed is not listed:
+                seen = self._seen[key] = _Seen(listed, {})
+            if len(seen.found) >= FULL_MAX:
+                seen.found.clear()
+            seen.found[full] = found
         return found
 
     def hands_over(self, model: str | None) -> bool:
@@ -127,14 +149,9 @@ class CandidateFinder:
                 self._roles[model] = known
         return known
 
-    def _within(self, limits: Mapping[str, int], workers: Sequence[WorkerPort]) -> Sequence[WorkerPort]:
-        """Return the workers that may have one more request in flight; all of them, when none may."""
-        free = [
-            worker
-            for worker in workers
-            if worker.name not in limits or self._in_flight(worker.name) < limits[worker.name]
-        ]
-        return free or workers
+    def _full(self, limits: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the workers that may have no more requests in flight."""
+        return tuple([name for name, limit in limits.items() if self._in_flight(name) >= limit])
 
     def _holder(self, ask: Ask, needs_id: str) -> WorkerPort | None:
         """Return the worker that holds an object; None when nobody knows, or when it is gone. Raises NoWorker."""

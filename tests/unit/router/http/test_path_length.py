@@ -18,7 +18,7 @@ pytestmark = pytest.mark.interpreted
 
 KIB = 1 << 10
 INDEXED = {
-    2 * KIB: Steps(placement=1_250, parsing=260, forwarding=460),
+    2 * KIB: Steps(placement=1_255, parsing=260, forwarding=460),
     32 * KIB: Steps(placement=1_465, parsing=307, forwarding=470),
     256 * KIB: Steps(placement=1_690, parsing=505, forwarding=470),
 }
@@ -29,7 +29,7 @@ PLAIN_ENGINES = {
     256 * KIB: Steps(placement=1_975, parsing=505, forwarding=450),
 }
 """With engines of which nothing is known but what they were sent."""
-STREAMED = Steps(placement=1_265, parsing=260, forwarding=740)
+STREAMED = Steps(placement=1_270, parsing=260, forwarding=740)
 """With an index, 2 KiB, for an answer of six pieces."""
 BOUNDS = [
     *[(size, PLAIN, False, bound) for size, bound in INDEXED.items()],

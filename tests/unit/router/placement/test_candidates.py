@@ -11,7 +11,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.fleet.membership.endpoints import parse_roles
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.placement.candidates import CandidateFinder
+from ghostcacher_router.placement.candidates import FULL_MAX, CandidateFinder
 from ghostcacher_router.signals.stored_objects import StoredObjects
 from ghostcacher_router.types import Ask, Endpoint, NoWorker, Outcome, RequestShape, WorkerState
 from ghostcacher_simulator.virtual_time import soon
@@ -136,6 +136,33 @@ def test_worker_that_has_just_returned_gets_no_more_than_it_may() -> None:
     assert found(fleet, None, frozenset({"b"}), in_flight={"a": 2}) == ["a"]
     fleet.limited = {"a": 2, "b": 1}
     assert found(fleet, None, in_flight={"a": 2, "b": 1}) == ["a", "b"]
+
+
+def test_candidates_are_kept_while_the_same_workers_may_have_no_more() -> None:
+    """A list of the fleet is the same object until the fleet changes, and each part of it, too: much is known of it."""
+    fleet, in_flight = Fleet(worker("a", None), worker("b", None), worker("c", None)), {"a": 0}
+    finder, ask = finder_of(fleet, no_objects(), in_flight), Ask("r", "POST", "/v1/completions", SHAPE, {})
+    usual = finder.find(ask)
+    assert usual.workers is fleet._workers
+    fleet.limited = {"gone": 0, "a": 1}
+    assert finder.find(ask).workers is usual.workers
+    in_flight["a"] = 1
+    without = finder.find(ask)
+    assert [each.name for each in without.workers] == ["b", "c"]
+    assert finder.find(ask) is without
+    in_flight["a"] = 0
+    assert finder.find(ask).workers is usual.workers
+    in_flight["a"] = 1
+    assert finder.find(ask) is without
+    for number in range(2 * FULL_MAX):
+        fleet.limited = {"a": 1, str(number): 0}
+        assert [each.name for each in finder.find(ask).workers] == ["b", "c"]
+    assert len(finder._seen["m", False].found) <= FULL_MAX
+    fleet.limited = {"a": 1}
+    fleet._workers = fleet._workers[:2]
+    changed = finder.find(ask)
+    assert [each.name for each in changed.workers] == ["b"]
+    assert finder.find(ask) is changed
 
 
 @pytest.mark.parametrize(
