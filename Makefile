@@ -70,7 +70,7 @@ MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
 SDK_NODE := sdk/typescript/node_modules
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree.py index_rates.py pull_throughput.py tier_copies.py tiers.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_processes.py router_decision.py router_bodies.py routing_quality.py \
-	routing_traces.py routing_scale.py policies.py flow_control.py))))
+	routing_traces.py routing_full_caches.py routing_scale.py policies.py flow_control.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
 .PHONY: help setup setup-sglang setup-prometheus setup-browser demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard screenshots manifests wheel compiled-wheel test-compiled release gpu-check clean distclean
