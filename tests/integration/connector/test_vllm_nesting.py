@@ -19,6 +19,7 @@ from vllm.distributed.parallel_state import destroy_distributed_environment, des
 from vllm.platforms import current_platform
 from vllm.v1.request import RequestStatus
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.core.types import PdRole
@@ -31,6 +32,7 @@ from tests.integration.connector.pdsim import LAYOUT, NIXL, OURS, PdEngine, chil
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
 from tests.integration.connector.simfleet import Gate
 from tests.integration.connector.test_vllm_host_tier import ledger, tier_of
+from tests.integration.connector.test_vllm_objects import knows_the_store, objects_at, tier
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
@@ -199,6 +201,30 @@ def test_prompt_comes_back_from_the_host_tier_and_is_handed_on(make: Make) -> No
     assert (p.wrong, d.wrong) == ([], [])
     for engine in (p, d):
         ledger(engine).check_invariants()
+
+
+@pytest.mark.skipif(
+    "has_pending_push_work" not in vars(MultiConnector), reason="an idle engine takes no step for its copies"
+)
+def test_prompt_comes_back_from_objects_and_is_handed_on(make: Make, tmp_path: Path) -> None:
+    """Of an engine of which Redis knows nothing."""
+    settings = objects_at(f"file://{tmp_path}/objects")
+    before, tokens = make("before", kind=PdEngine, blocks=16, settings=settings), tokens_of(1, PROMPT)
+    knows_the_store(before)
+    before.add("r", tokens, max_tokens=1)
+    run_both(before)
+    wait_until(lambda: tier(before).catalogue.block_count == 6, timeout_s=SETTLE_S, what="objects")
+    before.close()
+    with RedisServer(tcp=True) as empty:
+        p, d = (make(n, kind=PdEngine, blocks=16, settings=settings | {"redis_url": empty.url}) for n in ("p", "d"))
+        knows_the_store(p)
+        d.decode("r", tokens, p.prefill("r", tokens))
+        run_both(p, d)
+        assert p.counted("gc_object_hits_total") == 6
+        assert d.outputs("r") == expected_output(tokens, 4)
+        assert (p.wrong, d.wrong) == ([], [])
+        for engine in (p, d):
+            engine.close()
 
 
 def test_nothing_wrong_is_handed_on_while_the_slots_of_all_tiers_are_reused(make: Make) -> None:
