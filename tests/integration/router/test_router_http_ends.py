@@ -74,6 +74,7 @@ async def test_client_that_leaves_while_its_request_is_placed_or_answered_here_c
         assert rig.placements == []
 
 
+@pytest.mark.interpreted
 @on_loop
 async def test_client_that_leaves_while_a_worker_is_connected_to_cancels_that() -> None:
     """The attempt ends, and the placement with it."""

@@ -63,6 +63,7 @@ async def test_last_descriptors_are_not_for_connections_to_workers(monkeypatch: 
         assert (await client.ask(post(b"third")))[1] == b"third"
 
 
+@pytest.mark.interpreted
 @on_loop
 async def test_what_the_router_lacks_is_not_logged_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
     """Once in a while, with how often it was."""
@@ -81,6 +82,7 @@ async def test_what_the_router_lacks_is_not_logged_for_each_request(caplog: pyte
         assert ["1 requests" in lines[0], "21 requests" in lines[1], len(lines)] == [True, True, 2]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM])
 @on_loop
 async def test_what_the_router_lacks_blames_no_worker(number: int) -> None:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.clients.client_connection import ClientConnection
@@ -88,16 +89,14 @@ class HttpProxy:
     async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
         """Listen; return the port. port 0: any free one. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: ClientConnection(self.state), host, port, ssl=tls, backlog=ACCEPT_BACKLOG
-        )
+        server = await loop.create_server(self._connection, host, port, ssl=tls, backlog=ACCEPT_BACKLOG)
         self._began_to_listen(server)
         return int(server.sockets[0].getsockname()[1])
 
     async def start_on(self, bound: socket.socket) -> asyncio.Server:
         """Listen on a socket that is bound, until `stop_on`; what other processes do with the same one is their own."""
         server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self.state), sock=bound.dup(), backlog=ACCEPT_BACKLOG
+            self._connection, sock=bound.dup(), backlog=ACCEPT_BACKLOG
         )
         self._began_to_listen(server)
         return server
@@ -151,6 +150,9 @@ class HttpProxy:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
+
+    def _connection(self) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, ClientConnection(self.state))
 
     def _began_to_listen(self, server: asyncio.Server) -> None:
         self._servers.append(server)

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
 from ghostcacher_router.metrics.flow_metrics import FlowMetrics
@@ -100,7 +99,7 @@ class RouterMetrics:
     """The metrics of one router, on a registry of their own."""
 
     def __init__(self) -> None:
-        self._page = _PageCollector()
+        self._page = Page()
         self.registry = CollectorRegistry()
         self._make_requests()
         self._make_routing()
@@ -385,10 +384,6 @@ class RouterMetrics:
     def _put(self, instrument: Instrument) -> Instrument:
         self._page.put(instrument)
         return instrument
-
-
-class _PageCollector(Page, Collector):
-    """A page that prometheus_client takes for a collector."""
 
 
 def quantiles_of(histogram: Histogram, counts: Sequence[int]) -> Quantiles:

@@ -145,9 +145,8 @@ class Histogram:
         """Return what was observed: the buckets, the sum and the largest value."""
         return self.counts, self.sum, self._largest
 
-    def absorb(self, state: tuple[Sequence[int], float, float]) -> None:
-        """Add what a histogram with the same bounds has observed."""
-        counts, total, largest = state
+    def absorb(self, counts: Sequence[int], total: float, largest: float) -> None:
+        """Add what a histogram with the same bounds has observed: the parts of its `state`."""
         self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
         self.sum += total
         self._largest = max(self._largest, largest)

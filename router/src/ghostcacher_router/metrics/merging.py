@@ -38,7 +38,7 @@ def merged_metrics(counts: Iterable[Mapping[str, Any]]) -> RouterMetrics:
                     if len(key) == len(instrument.labels):
                         instrument.add(value, *key)
             elif isinstance(instrument, Histogram) and len(found[0]) == len(instrument.counts):
-                instrument.absorb(found)
+                instrument.absorb(*found)
     return merged
 
 

@@ -111,5 +111,6 @@ class _Choice(NamedTuple):
         if len(equal) == 1:
             return equal[0], 1
         by_name = {self.names[place]: place for place in equal}
-        chosen = pick(self.prefix_key, list(by_name), lambda name: self.loads[by_name[name]])
+        load_of = {name: self.loads[place] for name, place in by_name.items()}
+        chosen = pick(self.prefix_key, list(by_name), load_of.__getitem__)
         return by_name[chosen], len(equal)

@@ -112,6 +112,12 @@ class ChatBody(Body, gc=False):
     tool_choice: Any = None
 
 
+class RawMessages(msgspec.Struct):
+    """The messages of a chat, as they stand in its body."""
+
+    messages: list[Raw] = []
+
+
 class EmbeddingsBody(ChatBody, gc=False):
     """The body of /v1/embeddings: `input` or `messages`."""
 

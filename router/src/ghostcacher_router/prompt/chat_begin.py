@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -31,55 +31,72 @@ PARTS_MAX = 1024
 """The most messages that are remembered of one body: what is kept of it has a bound."""
 
 
+class _Alike(NamedTuple):
+    """What bodies that begin alike have in common beside their messages."""
+
+    model: str | None
+    system: str | list[Any] | None
+    drops_billing: bool
+    tools: tuple[bytes | None, bytes | None]
+    """Digests of tools and of functions."""
+    preamble: bytes
+    is_plain: bool
+    """Whether nothing but the model is in the preamble."""
+    front: int
+    """Messages of the system section, of the body that was read first."""
+    lead: int
+    """Parts before the first message: tools, functions, system text."""
+    tools_end: int
+    tools_tag: bytes | None
+
+
 class ChatBegin:
     """The beginning of the bodies of some chats. Immutable.
 
-    size: its bytes. short: what stands for it when a body is decoded. count: its messages.
+    size: its bytes. short: what stands for it when a body is decoded. mark: the string in it that no client can know.
+    count: its messages.
     """
 
-    __slots__ = (
-        "_drops_billing",
-        "_front",
-        "_is_plain",
-        "_lead",
-        "_left",
-        "_model",
-        "_preamble",
-        "_prefix_key",
-        "_roles",
-        "_running",
-        "_system",
-        "_tools",
-        "_tools_end",
-        "_tools_tag",
-        "count",
-        "mark",
-        "short",
-        "size",
-    )
+    __slots__ = ("_alike", "_left", "_prefix_key", "_roles", "_running", "count", "mark", "short", "size")
 
-    def __init__(self, chat: ChatBody, text: PromptText, reading: Reading) -> None:
-        """Know what stands before the first message of a prompt. Call `learnable` before."""
-        self.size = self.count = 0
-        self.mark, self.short = "", b""
+    def __init__(
+        self,
+        alike: _Alike,
+        running: Running,
+        left: tuple[int, int],
+        roles: list[str | None],
+        *,
+        size: int = 0,
+        mark: str = "",
+        short: bytes = b"",
+    ) -> None:
+        """running: up to the last message. left: items and nodes that may still be walked. roles: of the messages."""
+        self._alike, self._running, self._left, self._roles = alike, running, left, roles
         self._prefix_key: bytes | None = None
         """Of a prompt whose front ends where that of the known messages does."""
-        self._model, self._system = chat.model, chat.system
-        self._drops_billing = reading.drops_billing(chat.model)
-        self._tools = _digests_of_tools(chat, reading)
-        self._preamble, self._is_plain = text.preamble, is_plain(chat)
+        self.size, self.mark, self.short, self.count = size, mark, short, len(roles)
+
+    @staticmethod
+    def before_messages(chat: ChatBody, text: PromptText, reading: Reading) -> ChatBegin:
+        """Know what stands before the first message of a prompt. Call `learnable` before."""
         roles = [role_of(message) for message in chat.messages or ()]
-        self._front, _ = turns_of(roles)
-        self._roles: list[str | None] = []
-        self._lead = len(text.part_ends) - len(roles)
-        """Parts before the first message: tools, functions, system text."""
-        self._tools_end = _tools_end_of(text)
-        self._tools_tag = tools_tag_of(text.text, text.section_ends, reading.seed)
-        self._left = reading.items_max, reading.nodes_max
-        """Items and nodes that may still be walked."""
-        running = Running(xxh3_128(text.preamble, reading.seed))
-        lead_ends = text.part_ends[: self._lead]
-        self._running = running.grown(text.text[: lead_ends[-1]], lead_ends) if lead_ends else running
+        lead = len(text.part_ends) - len(roles)
+        running, lead_ends = Running(xxh3_128(text.preamble, reading.seed)), text.part_ends[:lead]
+        alike = _Alike(
+            chat.model,
+            chat.system,
+            reading.drops_billing(chat.model),
+            _digests_of_tools(chat, reading),
+            text.preamble,
+            is_plain(chat),
+            turns_of(roles)[0],
+            lead,
+            _tools_end_of(text),
+            tools_tag_of(text.text, text.section_ends, reading.seed),
+        )
+        if lead_ends:
+            running = running.grown(text.text[: lead_ends[-1]], lead_ends)
+        return ChatBegin(alike, running, (reading.items_max, reading.nodes_max), [])
 
     def __repr__(self) -> str:
         return f"ChatBegin(size={self.size}, messages={self.count})"
@@ -98,19 +115,18 @@ class ChatBegin:
         begin: what stands in the body before the list of messages. size: up to the end of the last message.
         """
         assembly = self._assembly(messages, reading)
-        if assembly.is_divided or self.count + len(messages) < self._front:
+        if assembly.is_divided or self.count + len(messages) < self._alike.front:
             return None
-        more: ChatBegin = object.__new__(ChatBegin)
-        for name in ChatBegin.__slots__:
-            setattr(more, name, getattr(self, name))
-        more.mark = secrets.token_hex(16)
-        more._prefix_key = None
-        more.short = b'%b"%b"' % (begin, more.mark.encode())
-        more.size, more.count = size, self.count + len(messages)
-        more._roles = self._roles + [role_of(message) for message in messages]
-        more._left = assembly.items.left, assembly.nodes.left
-        more._running = self._running.grown(assembly.joined, assembly.part_ends)
-        return more
+        mark = secrets.token_hex(16)
+        return ChatBegin(
+            self._alike,
+            self._running.grown(assembly.joined, assembly.part_ends),
+            (assembly.items.left, assembly.nodes.left),
+            self._roles + [role_of(message) for message in messages],
+            size=size,
+            mark=mark,
+            short=b'%b"%b"' % (begin, mark.encode()),
+        )
 
     def prompt(self, family: str, chat: ChatBody, headers: Mapping[bytes, bytes], reading: Reading) -> Prompt | None:
         """Return the prompt of a body that begins so; None where it has to be read as a whole.
@@ -118,14 +134,14 @@ class ChatBegin:
         chat: decoded of `short` and the rest. Raises TooMuch and BadBody where the rest gives reason, in other words
         than those that are told of a whole body.
         """
-        messages = chat.messages
+        messages, alike = chat.messages, self._alike
         if (
             not messages
             or messages[0] != self.mark
             or chat.documents
-            or chat.model != self._model
-            or chat.system != self._system
-            or reading.drops_billing(chat.model) is not self._drops_billing
+            or chat.model != alike.model
+            or chat.system != alike.system
+            or reading.drops_billing(chat.model) is not alike.drops_billing
         ):
             return None
         rest, running = messages[1:], self._running
@@ -141,33 +157,33 @@ class ChatBegin:
         roles = self._roles + roles
         front, _ = turns = turns_of(roles)
         if (
-            (front != self._front and self._tools_tag is not None)
+            (front != alike.front and alike.tools_tag is not None)
             or named_section_types(headers, chat.metadata, len(roles))
             or not self._begins_alike(family, chat, nodes)
-            or _digests_of_tools(chat, reading) != self._tools
+            or _digests_of_tools(chat, reading) != alike.tools
         ):
             return None
-        marks = _sections(roles, turns, running.part_ends + part_ends, self._lead, self._tools_end)
+        marks = _sections(roles, turns, running.part_ends + part_ends, alike.lead, alike.tools_end)
         ends, digests = running.boundaries(text, part_ends, marks)
         places = [(section, bisect_left(ends, end)) for section, end in marks]
         key = self._prefix_key
-        if key is None or front != self._front:
+        if key is None or front != alike.front:
             key = prefix_key(digests, places)
-            if front == self._front:
+            if front == alike.front:
                 self._prefix_key = key
-        return Prompt(ends, digests, places, key, None, with_tags(encode_ends(marks), tools=self._tools_tag))
+        return Prompt(ends, digests, places, key, None, with_tags(encode_ends(marks), tools=alike.tools_tag))
 
     def _begins_alike(self, family: str, chat: ChatBody, nodes: int) -> bool:
         """Say whether a body of this model has the same preamble. nodes: that may still be walked."""
-        if self._is_plain and nodes >= PLAIN_NODES and is_plain(chat):
+        if self._alike.is_plain and nodes >= PLAIN_NODES and is_plain(chat):
             return True
-        return chat_preamble(family, chat, Budget(nodes)) == self._preamble
+        return chat_preamble(family, chat, Budget(nodes)) == self._alike.preamble
 
     def _assembly(self, messages: Sequence[Any], reading: Reading) -> Assembly:
         """Return these messages, put together behind those that are known. Raises TooMuch and BadBody."""
         items, nodes = self._left
         reading = reading._replace(items_max=items, nodes_max=nodes)
-        assembly = Assembly(reading, self._model, size=self._running.size)
+        assembly = Assembly(reading, self._alike.model, size=self._running.size)
         assembly.items.take(len(messages))
         for index, message in enumerate(messages, self.count):
             assembly.message(SectionType.TOOLS, message, f"messages[{index}]")

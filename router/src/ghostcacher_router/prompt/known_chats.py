@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from msgspec import Raw
 from xxhash import xxh3_128, xxh3_128_digest
 
 from ghostcacher_router.prompt.assembly import Reading
-from ghostcacher_router.prompt.bodies import BadBody, ChatBody, TakesLong
+from ghostcacher_router.prompt.bodies import BadBody, ChatBody, RawMessages, TakesLong
 from ghostcacher_router.prompt.boundaries import PromptText
 from ghostcacher_router.prompt.canonical import TooMuch
 from ghostcacher_router.prompt.chat_begin import ChatBegin
@@ -63,12 +62,8 @@ class _End(NamedTuple):
     digest: bytes
 
 
-class _Messages(msgspec.Struct):
-    messages: list[Raw] = []
-
-
 _COMMA = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
-_messages = msgspec.json.Decoder(_Messages)
+_messages = msgspec.json.Decoder(RawMessages)
 
 
 class _Place:
@@ -155,7 +150,7 @@ class KnownChats:
         if found.known is not None or len(body) < KNOWN_BYTES_MIN or not ChatBegin.learnable(chat, text):
             return
         if ends := self._seen(found, body, None, reading):
-            self._learn(found, ChatBegin(chat, text, reading), chat, body, ends, reading)
+            self._learn(found, ChatBegin.before_messages(chat, text, reading), chat, body, ends, reading)
 
     def _seen(self, found: Found, body: bytes, known: ChatBegin | None, reading: Reading) -> _End | None:
         """Note that a body has come to a place; return up to where it is to be known from now on.

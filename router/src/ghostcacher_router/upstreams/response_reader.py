@@ -88,7 +88,8 @@ class ResponseReader:
     def __init__(self, heads: ResponseHeads, head_bytes_max: int, owner: ReaderOwner) -> None:
         self._heads = heads
         self._head_bytes_max = head_bytes_max
-        self._owner = owner
+        self._owner: ReaderOwner | None = owner
+        """None once the stream has ended."""
         self._mode = _IDLE
         self._next = _IDLE
         self._receiver = None
@@ -148,6 +149,7 @@ class ResponseReader:
             self._feed_plain(data)
         elif mode is _IDLE:
             # Nothing was asked: a response to somebody else, or a worker gone wrong.
+            assert self._owner is not None, self
             self._owner.abort()
 
     def end_of_stream(self, error: str | None) -> None:
@@ -156,7 +158,7 @@ class ResponseReader:
         began = mode is not _HEAD or self._head_bytes > 0 or len(self._pending) > 0
         until_close = mode is _UNTIL_CLOSE or (mode is _FIRST and self._next is _UNTIL_CLOSE)
         self.detach(reusable=False)
-        del self._owner  # It refers to this object, too: nothing is left for the garbage collector.
+        self._owner = None  # It refers to this object, too: nothing is left for the garbage collector.
         if receiver is None:
             return
         if until_close and error is None:
@@ -305,17 +307,19 @@ class ResponseReader:
         self._finish(clean=clean)
 
     def _finish(self, *, clean: bool) -> None:
-        receiver = self._receiver
+        receiver, owner = self._receiver, self._owner
         assert receiver is not None, self
+        assert owner is not None, self
         if self._withheld is not None:
             self._sink(b"")  # Out of its framing the body is empty.
-        self._owner.response_read(reusable=clean and self._keep)
+        owner.response_read(reusable=clean and self._keep)
         receiver.response_end(clean=clean)
 
     def _bad(self, error: str) -> None:
-        receiver = self._receiver
+        receiver, owner = self._receiver, self._owner
         assert receiver is not None, self
-        self._owner.abort()
+        assert owner is not None, self
+        owner.abort()
         receiver.response_bad(error)
 
 

@@ -37,8 +37,8 @@ class Pool(Protocol):
         """Close the connections that are kept, and those in use after their answers: they lead nowhere."""
 
 
-class WorkerConnection(asyncio.Protocol):
-    """A connection to a worker, for one request at a time. Loop only.
+class WorkerConnection:
+    """A connection to a worker, for one request at a time: a protocol to asyncio, which wants no base class. Loop only.
 
     data_received: the reader's own method, so that no call lies between the transport and it. blocked: told whether the
     worker does not keep up with what is written; None: nobody is.
@@ -56,7 +56,7 @@ class WorkerConnection(asyncio.Protocol):
         "transport",
     )
     transport: asyncio.Transport
-    data_received: Callable[[bytes], None]  # type: ignore[assignment]
+    data_received: Callable[[bytes], None]
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool

@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 from ghostcacher_router.dns.dial import dial
 from ghostcacher_router.dns.resolver import Resolver
@@ -140,9 +141,9 @@ class Pools:
 
     async def _connect(self, pool: WorkerPool, address: str) -> WorkerConnection:
         """Return a new connection to one address of an endpoint. Raises OSError."""
-        endpoint = pool.endpoint
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: WorkerConnection(pool),
+        endpoint, connection = pool.endpoint, WorkerConnection(pool)
+        await asyncio.get_running_loop().create_connection(
+            lambda: cast(asyncio.Protocol, connection),
             address,
             endpoint.port,
             ssl=self._tls if endpoint.tls else None,

@@ -209,6 +209,7 @@ def test_interim_responses_are_counted_anew_for_each_response() -> None:
         assert receiver.told == ["head 200", "begins", "end"]
 
 
+@pytest.mark.interpreted
 def test_no_more_of_a_flood_of_interim_responses_is_parsed_than_is_allowed() -> None:
     """However many of them come in one piece."""
     parsed = []

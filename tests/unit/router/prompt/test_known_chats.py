@@ -307,6 +307,7 @@ def test_too_many_nodes_are_too_many_however_much_is_known(known: KnownChats, mo
     assert are_read == {True, False}
 
 
+@pytest.mark.interpreted
 def test_bodies_that_never_have_anything_in_common_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the first bytes are ever the same, messages are no longer looked for."""
     looked = []
@@ -317,6 +318,7 @@ def test_bodies_that_never_have_anything_in_common_are_given_up(monkeypatch: pyt
     assert 2 <= len(looked) <= MISSES_MAX + 1
 
 
+@pytest.mark.interpreted
 def test_memory_is_bounded(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many bodies come, so many beginnings are remembered; the ones in use stay."""
     monkeypatch.setattr(known_chats, "PLACES_MAX", 40)
@@ -332,6 +334,7 @@ def test_memory_is_bounded(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -
     assert (len(known._places), len(known._candidates)) == (40, 0)
 
 
+@pytest.mark.interpreted
 def test_what_never_comes_again_pushes_nothing_out(known: KnownChats, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long ends of bodies that all differ are forgotten before what they begin with."""
     monkeypatch.setattr(known_chats, "CANDIDATES_MAX", 50)

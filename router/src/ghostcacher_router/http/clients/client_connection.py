@@ -36,8 +36,11 @@ from ghostcacher_router.types import Body
 _HEAD, _BODY, _BUSY = State.HEAD, State.BODY, State.BUSY
 
 
-class ClientConnection(TimedConnection, asyncio.Protocol):
-    """A connection to a client: a `Client` of its exchanges. Loop only."""
+class ClientConnection(TimedConnection):
+    """A connection to a client: a `Client` of its exchanges, and a protocol to asyncio, which wants no base class.
+
+    Loop only.
+    """
 
     __slots__ = ("_begun", "_peer_bytes", "_workers_head")
 

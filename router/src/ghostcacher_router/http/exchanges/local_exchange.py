@@ -23,8 +23,9 @@ class LocalExchange:
     """A request that `LocalEndpoints` matched, while it is answered; an `Exchange`."""
 
     __slots__ = ("_body", "_client", "_handle", "_head", "_proxy", "_task", "request_id")
-    heard_bytes = passed_bytes = 0
+    heard_bytes = 0
     """Nothing moves before the response is whole, which `worker_silence_s` bounds."""
+    passed_bytes = 0
     waits_for_turn = False
 
     def __init__(

@@ -34,7 +34,7 @@ class ChunkedEnd:
     def __init__(self) -> None:
         self._over = False
         self._surplus = False
-        self._feed = HttpResponseParser(self).feed_data
+        self._feed: Callable[[bytes], object] = HttpResponseParser(self).feed_data
         self._feed(_RESPONSE_HEAD)
 
     def on_message_begin(self) -> None:
@@ -60,7 +60,7 @@ class ChunkedEnd:
 
     def release(self) -> None:
         """Let go of the parser, which refers to this object: nothing is left for the garbage collector."""
-        del self._feed
+        self._feed = _released
 
     def _feed_short(self, data: bytes) -> int | None:
         """Feed byte by byte: here the end is known exactly."""
@@ -86,7 +86,8 @@ class ChunkedBody:
         self.over = False
         self.surplus = False
         self._sink = sink
-        self._feed = (HttpRequestParser if of_request else HttpResponseParser)(self).feed_data
+        parser = HttpRequestParser(self) if of_request else HttpResponseParser(self)
+        self._feed: Callable[[bytes], object] = parser.feed_data
         self._feed(_REQUEST_HEAD if of_request else _RESPONSE_HEAD)
 
     def on_message_begin(self) -> None:
@@ -110,4 +111,8 @@ class ChunkedBody:
 
     def release(self) -> None:
         """Let go of the parser, which refers to this object: nothing is left for the garbage collector."""
-        del self._feed, self._sink
+        self._feed = self._sink = _released
+
+
+def _released(data: bytes) -> None:
+    raise AssertionError(f"{len(data)} bytes of a body that is let go of")

@@ -29,8 +29,10 @@ class KnownHead(NamedTuple):
         if behind is None:
             return None, at
         end = data.find(b"\r", at, at + LENGTH_DIGITS_MAX + 1)
+        if end < 0:
+            return None
         digits = data[at:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
+        if not digits.isdigit() or not data.startswith(behind, end):
             return None
         return int(digits), end + len(behind)
 
