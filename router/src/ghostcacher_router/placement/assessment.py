@@ -301,7 +301,9 @@ class Assessor:
     def _copies(self, match: PrefixMatch, regret: float) -> Mapping[str, Displacement]:
         """Return what a prompt costs others at workers with a copy of it that was used before another one was."""
         has, sent = match.held.tokens, match.sent
-        found = self._history.find(match.prompt, self._clock()) if len(has) + len(sent) > 1 else None
+        # Without regret nobody may know what the caches hold either.
+        several = regret and len(has) + len(sent) > 1
+        found = self._history.find(match.prompt, self._clock()) if several else None
         if found is None:
             return {}
         used = {one.worker: one.used for one in reversed(found.holders) if one.worker in sent or one.worker in has}

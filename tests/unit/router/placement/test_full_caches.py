@@ -112,6 +112,19 @@ async def test_of_two_copies_the_one_that_was_used_last_is_used_again() -> None:
     assert (await costs_ms())["w0"] < (await costs_ms())["w1"] < at_once["w0"]
 
 
+@virtual
+async def test_copies_of_a_large_text_are_priced_while_nobody_says_what_caches_hold() -> None:
+    """As when all workers were replaced, and have not reported yet: it costs others nothing, as far as is known."""
+    sim = await make_sim(2, kv_blocks=KV_BLOCKS, options=Options(ghost_lock=False))
+    router, text = sim.routers[0], text_of("text", DOCUMENT_TOKENS)
+    for other in ("w1", "w0"):
+        await router._serve(router.ask(text)._replace(exclude=frozenset({other})), text)
+        await sim.settle(1)
+        router.routing.state.regret.sunk += 1
+    router.routing.state.regret.resize(0)
+    assert [row["others_ms"] for row in await router.picker.explain(router.ask(text))] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("at_once", [10, 40])
 @virtual
 async def test_no_plain_engine_idles_beside_a_common_system_prompt(at_once: int) -> None:
