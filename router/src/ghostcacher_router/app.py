@@ -321,7 +321,9 @@ class Router:
         membership = self._membership
         proxy = HttpProxy(
             routing.dispatcher,
-            admin if membership is None else membership.whole(admin, self._metrics, shared=settings.redis),
+            admin
+            if membership is None
+            else membership.whole(admin, self._metrics, lambda: self._fleet.workers, shared=settings.redis),
             self._parse,
             self._metrics,
             router=self._name,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.metrics.instruments import Counter
+from ghostcacher_router.metrics.instruments import OTHER, Counter
 from ghostcacher_router.metrics.merging import counts_of, merged_metrics
 
 Counts = Mapping[str, Any]
@@ -48,10 +48,11 @@ def decoded(line: bytes | str) -> Counts:
     return _counts.decode(line)
 
 
-def metrics_of_all(living: Iterable[Counts], ended: Counts) -> RouterMetrics:
+def metrics_of_all(living: Iterable[Counts], ended: Counts, workers: Iterable[str]) -> RouterMetrics:
     """Return metrics that have counted what all processes have, those that have ended among them.
 
-    A worker of which no living process has a series has left, as a process drops those of workers that leave.
+    workers: those that are there now. Others of which no living process has a series have left for good, as a process
+    drops the series of those that do. One that is there may have none yet, where all processes have just started.
     """
     living = list(living)
     merged = merged_metrics([*living, ended])
@@ -61,9 +62,9 @@ def metrics_of_all(living: Iterable[Counts], ended: Counts) -> RouterMetrics:
         if isinstance(instrument, Counter) and "worker" in instrument.labels
     }
 
-    def workers(counts: Counts) -> set[str]:
+    def counted(counts: Counts) -> set[str]:
         return {key[place] for name, place in places.items() for key, _ in counts.get(name, ())}
 
-    for worker in workers(ended).difference(*map(workers, living)):
+    for worker in counted(ended).difference(workers, (OTHER,), *map(counted, living)):
         merged.forget_worker(worker)
     return merged

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -58,9 +58,14 @@ class Membership:
     def __repr__(self) -> str:
         return f"Membership({self.seat.name}, slots={sorted(self._servers)})"
 
-    def whole(self, local: LocalEndpoints, metrics: RouterMetrics, *, shared: bool) -> WholeRouter:
-        """Return what answers for all processes. local: answers for this one. shared: whether they have a Redis."""
-        self._whole = WholeRouter(local, metrics, self.seat, self.siblings, shared=shared)
+    def whole(
+        self, local: LocalEndpoints, metrics: RouterMetrics, workers: Callable[[], Iterable[str]], *, shared: bool
+    ) -> WholeRouter:
+        """Return what answers for all processes.
+
+        local: answers for this one. workers: returns their names. shared: whether the processes have a Redis.
+        """
+        self._whole = WholeRouter(local, metrics, self.seat, self.siblings, workers=workers, shared=shared)
         return self._whole
 
     def shared(self) -> tuple[Subscription | None, SiblingLocks | None]:

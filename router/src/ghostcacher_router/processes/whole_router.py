@@ -11,6 +11,7 @@ With the header `x-gc-process: own` it answers for itself alone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs
 
 import msgspec
@@ -35,11 +36,20 @@ class WholeRouter:
     """The `LocalEndpoints` of one process, for all of them. On the event loop only."""
 
     def __init__(
-        self, local: LocalEndpoints, metrics: RouterMetrics, seat: Seat, siblings: Siblings, *, shared: bool
+        self,
+        local: LocalEndpoints,
+        metrics: RouterMetrics,
+        seat: Seat,
+        siblings: Siblings,
+        *,
+        workers: Callable[[], Iterable[str]],
+        shared: bool,
     ) -> None:
-        """local: of this process alone. shared: whether flushes reach the others through Redis."""
+        """local: of this process alone. workers: returns their names. shared: whether flushes reach the others through
+        Redis.
+        """
         self._local, self._metrics, self._seat, self._siblings = local, metrics, seat, siblings
-        self._shared = shared
+        self._workers, self._shared = workers, shared
         self.ended: Counts = {}
         """What the processes had counted that have ended."""
 
@@ -84,7 +94,7 @@ class WholeRouter:
             ended = self.ended  # As of before the others are asked: one that has answered may end meanwhile.
             answers = await self._siblings.ask(Question(COUNTS))
             counts = [self.own_counts(), *(answer.counts for answer in answers.values())]
-            return own._replace(body=msgspec.json.encode(metrics_of_all(counts, ended).stats()))
+            return own._replace(body=msgspec.json.encode(metrics_of_all(counts, ended, self._workers()).stats()))
         if reads and path == "/gc/history":
             return await self._history(request, own)
         if (merge := MERGED.get(path)) is not None:

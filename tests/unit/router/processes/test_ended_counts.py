@@ -47,15 +47,23 @@ def test_sums_do_not_fall_when_processes_end() -> None:
     ended = EndedCounts()
     ended.add(encoded(counts(2, latency_ms=40.0)))
     ended.add(encoded(counts(3)))
-    whole = metrics_of_all([counts(4), counts(5)], decoded(ended.encoded()))
+    whole = metrics_of_all([counts(4), counts(5)], decoded(ended.encoded()), ["a"])
     assert whole.stats() == merged_metrics([counts(2, latency_ms=40.0), counts(12)]).stats()
 
 
 def test_worker_that_has_left_since_is_not_shown_again() -> None:
     """Processes drop the series of workers that leave; those of one that has ended go by what the others know."""
-    whole = metrics_of_all([counts(1, worker="a")], counts(2, worker="b"))
+    whole = metrics_of_all([counts(1, worker="a")], counts(2, worker="b"), ["a"])
     assert whole.stats().picks_by_worker == {"a": 1.0}
     assert whole.stats().requests.total == 3.0
+
+
+def test_counts_of_a_worker_stay_while_it_is_there() -> None:
+    """Processes that have just started have placed nothing at some workers yet. "other" is nobody who can leave."""
+    ended = counts(2, worker="b") | {"gc_router_refusals_total": [[["other"], 3.0]]}
+    whole = metrics_of_all([counts(1, worker="a")], ended, ["a", "b"])
+    assert whole.stats().picks_by_worker == {"a": 1.0, "b": 2.0}
+    assert whole.refusals.total == 3.0
 
 
 def test_metric_of_other_code_is_left_out_and_the_others_are_summed() -> None:
@@ -79,7 +87,7 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
     ours, theirs = socket.socketpair()
     own = metrics(1)
     membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    whole = membership.whole(cast(LocalEndpoints, Nothing()), own, shared=False)
+    whole = membership.whole(cast(LocalEndpoints, Nothing()), own, lambda: ["a"], shared=False)
     reader, writer = await asyncio.open_connection(sock=ours)
     ended = asyncio.Event()
 
