@@ -91,7 +91,9 @@ class GuardedProcess:
         self.poll()
 
     def kill(self) -> None:
-        """Kill it and everything below it at once, as a power cut would; returns when all is gone."""
+        """Kill it and everything below it at once, as a power cut would; returns when all is gone. Idempotent."""
+        if self.poll() is not None:
+            return  # The number of its group may be another one's by now.
         targets = self.processes()
         signal_group(self.pid, signal.SIGKILL)
         for pid in targets:

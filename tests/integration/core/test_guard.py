@@ -145,6 +145,17 @@ def test_kill_leaves_nothing(tmp_path: Path) -> None:
     assert not any(map(alive, family))
 
 
+def test_kill_of_what_has_ended_kills_nobody_else(tmp_path: Path) -> None:
+    """Its number may be another one's by then."""
+    process = GuardedProcess([sys.executable, "-c", ""], log=tmp_path / "log", grace_s=1.0)
+    wait_for(lambda: process.poll() is not None, "end of the guard")
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        process.pid = other.pid
+        process.kill()
+        other.terminate()
+        assert other.wait(DEADLINE_S) == -signal.SIGTERM
+
+
 def test_command_ends_by_itself_its_children_end_too(tmp_path: Path) -> None:
     """What a command leaves behind when it is killed from outside is ended by its guard."""
     process, family = started(tmp_path / "log")
