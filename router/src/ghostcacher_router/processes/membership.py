@@ -18,7 +18,7 @@ from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LINE_BYTES_MAX, READY, SIZE
+from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LAST_WORDS_S, LINE_BYTES_MAX, READY, SIZE
 from ghostcacher_router.processes.ended_counts import decoded, encoded
 from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, FeedStart, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
@@ -52,6 +52,7 @@ class Membership:
         self._sockets = [[socket.socket(fileno=number) for number in slot] for slot in seat.sockets]
         self._servers: dict[int, list[asyncio.Server]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._writer: asyncio.StreamWriter | None = None
         self._left = self._alone = False
         self._whole: WholeRouter | None = None
 
@@ -91,6 +92,7 @@ class Membership:
         if self._whole is not None:
             await self.siblings.start(self._whole.answer)
         reader, writer = await asyncio.open_connection(sock=self._control, limit=LINE_BYTES_MAX)
+        self._writer = writer
         writer.write(READY + b"\n" + self._counted())
         self._tasks = [
             asyncio.create_task(self._follow(reader, writer, proxy, told)),
@@ -99,10 +101,12 @@ class Membership:
         ]
 
     async def stop(self) -> None:
-        """End that. Idempotent."""
+        """End that, in bounded time. Idempotent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._writer is not None:
+            await self._say_last(self._writer)
         self.siblings.stop()
         if self._alone:
             with contextlib.suppress(OSError):  # There are others still, of whom the last one does it.
@@ -139,6 +143,15 @@ class Membership:
             await asyncio.sleep(COUNTED_S)
             if not writer.transport.get_write_buffer_size():  # A supervisor that hangs has enough to read.
                 writer.write(self._counted())
+
+    async def _say_last(self, writer: asyncio.StreamWriter) -> None:
+        """Say what this process has counted if it has not left, but was sent a signal, and see that all was said."""
+        if not writer.is_closing():
+            writer.write(self._counted())
+            writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await writer.wait_closed()
 
     def _counted(self) -> bytes:
         """Return the line that says what this process has counted."""

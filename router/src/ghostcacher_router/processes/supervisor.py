@@ -204,10 +204,16 @@ class Supervisor:
         """Let go of a child that has ended, but not of what it has counted."""
         (self._folder / child.name).unlink(missing_ok=True)
         counted, child.counted = child.counted, b""
-        if counted:
+        if not counted:
+            return
+        try:
             self._ended.add(counted)
-            for other in self._alive:
-                self._tell_ended(other)
+        except (msgspec.MsgspecError, TypeError, ValueError, LookupError) as exc:
+            # It may have run other code. Nobody's request is to fail for sums that lack something.
+            logger.error("what process %s had counted is lost: %s", child.name, exc)
+            return
+        for other in self._alive:
+            self._tell_ended(other)
 
     def _tell_ended(self, child: Child) -> None:
         if self._ended:

@@ -107,6 +107,22 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
     writer.close()
 
 
+@on_loop
+async def test_process_that_is_ended_by_a_signal_says_what_it_has_counted(tmp_path: Path) -> None:
+    """Whoever sends it: no word of the supervisor comes before that."""
+    ours, theirs = socket.socketpair()
+    own = metrics(1)
+    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
+    membership.whole(cast(LocalEndpoints, Nothing()), own, lambda: ["a"], shared=False)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    await membership.follow(cast(HttpProxy, None), Told(asyncio.Event().wait, lambda: None))
+    own.answered("/v1/completions", 200)
+    await membership.stop()
+    said = (await reader.read()).splitlines()
+    assert merged_metrics([decoded(said[-1].removeprefix(COUNTED))]).stats().requests.total == 2
+    writer.close()
+
+
 class Ended:
     """A process that has ended."""
 
@@ -143,6 +159,8 @@ async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
 class Started:
     """A process that is ready at once, and keeps what it is told."""
 
+    name, counted = "0.1", b""
+
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -151,6 +169,21 @@ class Started:
 
     async def wait_until_ready(self, _: float) -> bool:
         return True
+
+
+@on_loop
+@pytest.mark.parametrize("line", [b'{"gc_', b'{"gc_router_picks_total":[[1,2],3.0,1.0]}', b'{"gc_router_ttft_ms":[]}'])
+async def test_counts_that_are_not_understood_end_no_supervisor(tmp_path: Path, line: bytes) -> None:
+    """Of a process of other code; what was known before stays."""
+    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
+    listeners = Listeners(Listen("127.0.0.1", 0), 1)
+    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
+    supervisor._ended.add(encoded(counts(2)))
+    child = Started()
+    child.counted = line
+    supervisor._forget(cast(Child, child))
+    assert supervisor._ended.encoded() == encoded(counts(2))
+    listeners.close()
 
 
 @on_loop
