@@ -110,7 +110,8 @@ class CandidateFinder:
                 message = "Every worker that could take the request has refused it. Please try again."
                 raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
         if full:
-            free = [worker for worker in workers if worker.name not in full]
+            among = frozenset(full)
+            free = [worker for worker in workers if worker.name not in among]
             # When none may have one more, all may.
             workers = free if 0 < len(free) < len(workers) else workers
         found = _candidates(workers, model)
