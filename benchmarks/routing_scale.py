@@ -12,7 +12,6 @@ while workers get few requests each. Compare CPU times of one run only, and with
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -23,8 +22,8 @@ from typing import Any, NamedTuple, cast
 
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
-from ghostcacher_router.app import GC_YOUNG_OBJECTS
 from ghostcacher_router.build import Routing
+from ghostcacher_router.garbage import set_survivors_aside
 from ghostcacher_router.types import Ask, Dispatcher, Placement
 from ghostcacher_simulator.load.generated import Documents, make_load
 from ghostcacher_simulator.load.requests import BLOCK_TOKENS
@@ -125,9 +124,7 @@ def measure(entrant: Entrant, workers: int, chosen: argparse.Namespace) -> Resul
     load = make_load(made, block_tokens=BLOCK_TOKENS)
     fleet = fleet_of(workers, BLOCKS, TOKENS_PER_S)
     # As a router does that has started: a run of the garbage collector over the whole load is no part of a decision.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
+    set_survivors_aside()
     run = run_virtual(replay(entrant._replace(make=metered), load, fleet))
     return Result(entrant.name, workers, run, [spent for meter in meters for spent in meter.spent])
 

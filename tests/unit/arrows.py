@@ -140,6 +140,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.flow",
         "ghostcacher_router.providers",
     },
+    "ghostcacher_router.garbage": set(),
     "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {
@@ -218,6 +219,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.endpoint_picker": {
         "core.settings",
         "ghostcacher_router.app",
+        "ghostcacher_router.garbage",
         "ghostcacher_router.epp",
         "ghostcacher_router.process_signals",
     },

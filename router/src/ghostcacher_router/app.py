@@ -15,7 +15,6 @@ What signals do: process_signals.py.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import secrets
 import time
@@ -45,6 +44,7 @@ from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber
+from ghostcacher_router.garbage import look_through_all, set_survivors_aside
 from ghostcacher_router.http.exchanges.handover import steps_of
 from ghostcacher_router.http.exchanges.warming import Warmer
 from ghostcacher_router.http.open_files import allow_clients
@@ -66,9 +66,6 @@ from ghostcacher_router.warm_up import wait_until_of_use, wait_until_warm
 
 logger = logging.getLogger(__name__)
 
-GC_YOUNG_OBJECTS = 20_000
-"""New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
-
 
 def run(
     settings: RouterSettings, read_again: Callable[[], RouterSettings], membership: Membership | None = None
@@ -89,9 +86,12 @@ async def _main(
     signals.install()
     try:
         await router.start()
+        set_survivors_aside()
+        looking = asyncio.create_task(look_through_all())
         if membership is not None:
             await router.follow(membership, signals.end)
         await signals.wait_for_end()
+        looking.cancel()
         logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, router.drain_timeout_s)
     finally:
         await router.stop()
@@ -220,9 +220,6 @@ class Router:
                 f"listen: expected a free address, got {self._settings.listen!r}: {exc.strerror or exc}"
             ) from exc
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
         ready = self._fleet.count_by_state()[WorkerState.READY]
         workers = f"{ready} of {len(self._fleet.workers)} workers ready" if ready else "waiting for workers"
         where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"

@@ -12,6 +12,7 @@ under way have `drain_timeout_s` to end.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection
 
@@ -22,6 +23,7 @@ from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.app import Router
 from ghostcacher_router.epp.pool import KubernetesApi, PoolWatch
 from ghostcacher_router.epp.settings import PickerSettings
+from ghostcacher_router.garbage import look_through_all, set_survivors_aside
 from ghostcacher_router.process_signals import ProcessSignals
 
 try:
@@ -48,7 +50,10 @@ async def _main(settings: PickerSettings, read_again: Callable[[], PickerSetting
     signals.install()
     try:
         await picker.start()
+        set_survivors_aside()
+        looking = asyncio.create_task(look_through_all())
         await signals.wait_for_end()
+        looking.cancel()
         await picker.server.give_notice()
         logger.info("stopping: %d streams have %g s to end", picker.server.streams, router.drain_timeout_s)
     finally:
