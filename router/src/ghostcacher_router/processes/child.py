@@ -112,6 +112,11 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    async def has_said_all(self, within_s: float) -> bool:
+        """Say whether it has closed its side of the socket within so long: it is about to end, if it has not."""
+        await asyncio.wait({self._reading}, timeout=within_s)
+        return self._reading.done()
+
     async def end_within(self, within_s: float) -> int:
         """Return its exit status once it has ended; kill it when it has not in time."""
         await asyncio.wait({self.ended}, timeout=within_s)

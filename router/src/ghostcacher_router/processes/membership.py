@@ -105,9 +105,9 @@ class Membership:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.siblings.stop()
         if self._writer is not None:
             await self._say_last(self._writer)
-        self.siblings.stop()
         if self._alone:
             with contextlib.suppress(OSError):  # There are others still, of whom the last one does it.
                 Path(self.seat.folder).rmdir()
@@ -129,6 +129,8 @@ class Membership:
                     self._left = True
                     self._close_sockets()
                     await told.leave()
+                    # From here on the others add what the supervisor tells them of this process: not both.
+                    self.siblings.stop()
                     writer.write(self._counted())
                     break
         if not self._left:

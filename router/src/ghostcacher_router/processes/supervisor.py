@@ -256,7 +256,12 @@ class Supervisor:
             return False
         logger.info("process %s takes the place of %s (pid %d)", successor.name, old.name, old.pid)
         old.tell("leave")
-        await old.end_within(self._settings.drain_timeout_s + END_S)
+        within_s = self._settings.drain_timeout_s + END_S
+        until = self._now() + within_s
+        if await old.has_said_all(within_s):
+            # Ending takes a while yet, in which nobody else would know of it.
+            self._forget(old)
+        await old.end_within(max(0.0, until - self._now()))
         self._alive.discard(old)
         self._forget(old)
         return True

@@ -103,6 +103,7 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
     assert stats["requests"]["total"] == 2 + 7
     said = (await reader.read()).splitlines()
     assert merged_metrics([decoded(said[-1].removeprefix(COUNTED))]).stats().requests.total == 2
+    assert not list(tmp_path.iterdir()), "a process that answers others as well is counted twice"
     await membership.stop()
     writer.close()
 
@@ -203,4 +204,48 @@ async def test_process_that_is_started_is_told_of_those_that_have_ended(
     supervisor._ended.add(encoded(counts(2)))
     await supervisor._start(next(iter(supervisor._slots)))
     assert child.lines == [f"ended {encoded(counts(2)).decode()}"]
+    listeners.close()
+
+
+class Leaving(Started):
+    """A process that has said all that it has counted, and takes its time to end."""
+
+    name, pid = "0.1", 0
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        super().__init__()
+        self.counted, self._ended = encoded(counts(2)), ended
+
+    async def has_said_all(self, _: float) -> bool:
+        return True
+
+    async def end_within(self, _: float) -> int:
+        await self._ended.wait()
+        return 0
+
+
+@on_loop
+async def test_what_a_process_has_counted_is_known_before_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last steps may take seconds, and sums would fall for so long. It is counted once."""
+    successor, ended = Started(), asyncio.Event()
+
+    async def started(_: object) -> Started:
+        return successor
+
+    monkeypatch.setattr(Child, "started", started)
+    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
+    listeners = Listeners(Listen("127.0.0.1", 0), 1)
+    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
+    slot = next(iter(supervisor._slots))
+    supervisor._slots.put(slot, cast(Child, Leaving(ended)))
+    replacing = asyncio.create_task(supervisor._replace(slot))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert successor.lines
+    assert not replacing.done()
+    ended.set()
+    assert await replacing
+    assert successor.lines == [f"ended {encoded(counts(2)).decode()}"]
     listeners.close()
