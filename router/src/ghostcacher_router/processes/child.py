@@ -113,8 +113,11 @@ class Child:
                 os.kill(self.pid, number)
 
     async def has_said_all(self, within_s: float) -> bool:
-        """Say whether it has closed its side of the socket within so long: it is about to end, if it has not."""
-        await asyncio.wait({self._reading}, timeout=within_s)
+        """Say whether it has closed its side of the socket within so long, and before it has ended.
+
+        What it has started may keep that open for longer than it is there itself.
+        """
+        await asyncio.wait({self._reading, self.ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         return self._reading.done()
 
     async def end_within(self, within_s: float) -> int:
