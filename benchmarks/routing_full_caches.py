@@ -13,6 +13,7 @@ computed fewer tokens than the first one did.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_simulator.load.generated import KINDS, make_load, parse_made
 from ghostcacher_simulator.load.requests import Load
@@ -71,8 +73,32 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(argv)
     if chosen.short:
         chosen.seeds = 2
-    chosen.sizes = chosen.sizes or (SHORT_SIZES if chosen.short else SIZES)
+    for name in ("workers", "seeds", "routers"):
+        if (value := getattr(chosen, name)) < 1:
+            raise ConfigError(f"--{name}: expected 1 or more, got {value}")
+    chosen.sizes = sizes_of(chosen.sizes or (SHORT_SIZES if chosen.short else SIZES))
+    chosen.policies = policies_of(chosen.policies, chosen.routers)
     return chosen
+
+
+def sizes_of(text: str) -> list[float]:
+    """Return sizes that are separated by commas. Raises ConfigError."""
+    try:
+        sizes = [float(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        raise ConfigError(f"--sizes: expected numbers above 0, such as {SIZES}, got {text!r}")
+    return sizes
+
+
+def policies_of(text: str, routers: int) -> list[Entrant]:
+    """Return the policies of these keys, which are separated by commas. Raises ConfigError."""
+    known = {entrant.key: entrant for entrant in entrants(routers)}
+    try:
+        return [known[key] for key in text.split(",")]
+    except KeyError:
+        raise ConfigError(f"--policies: expected some of {', '.join(known)}, got {text!r}") from None
 
 
 def loads_of(chosen: argparse.Namespace) -> list[Load]:
@@ -133,12 +159,10 @@ def row(name: str, size: float, results: Sequence[Result], first: Sequence[Resul
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Replay and print the table; return 1 where the last policy of a short run computed too much."""
-    known = {entrant.key: entrant for entrant in entrants(chosen.routers)}
     loads, rows, status = loads_of(chosen), [], 0
-    policies = [known[key] for key in chosen.policies.split(",")]
-    for size in map(float, chosen.sizes.split(",")):
+    for size in chosen.sizes:
         first: list[Result] | None = None
-        for entrant in policies:
+        for entrant in chosen.policies:
             progress(f"{size:g}: {entrant.name}")
             results = [measure(entrant, load, fleet_of_size(chosen, load, size)) for load in loads]
             first = results if first is None else first
@@ -155,8 +179,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    chosen = arguments(argv)
-    return run_program(lambda: run(chosen, ProgressLine()))
+    return run_program(lambda: run(arguments(argv), ProgressLine()))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def descendants(root: int) -> list[int]:
 
 
 def signal_group(leader: int, number: int) -> None:
-    """Send a signal to a process group; nothing happens when it is gone."""
-    with contextlib.suppress(ProcessLookupError):
+    """Send a signal to a process group; nothing happens when it is gone, or is another user's by now."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
 
 

@@ -58,12 +58,12 @@ export class EventDecoder {
       this.size = 0;
       return event;
     }
+    this.size += line.length;
     const colon = line.indexOf(":");
     const field = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (field === "data") {
       this.data.push(value);
-      this.size += value.length;
     } else if (field === "event") {
       this.name = value;
     }
