@@ -3,7 +3,8 @@
 Nearly all that outlives a request is what the router remembers: hundreds of thousands of objects without a cycle among
 them. To look through these takes a third of a second, in which nobody is served. So what outlives one collection is set
 aside from all that follow, and only new objects are looked at, some thousands at a time. Garbage among what was set
-aside (a TLS connection leaves some) makes it more and more: once there is a tenth more, everything is looked through.
+aside (a TLS connection leaves some) makes it more and more: once there is half as much again, everything is looked
+through.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ YOUNG_OBJECTS = 2_000
 """New objects between two collections, each of which takes a millisecond or two."""
 LOOK_S = 60.0
 """Between two times that what was set aside is counted, which takes some milliseconds."""
-GROWTH_MAX = 1.1
+GROWTH_MAX = 1.5
 """How many times as much may be set aside as when everything was last looked through."""
 
 

@@ -58,7 +58,7 @@ async def test_garbage_that_was_set_aside_is_found_once_there_is_much_more() -> 
     gc.collect()
     await asyncio.sleep(garbage.LOOK_S + 1)
     assert late() is not None
-    more = [Cycle() for _ in range(gc.get_freeze_count() // 5)]
+    more = [Cycle() for _ in range(gc.get_freeze_count())]
     gc.collect(0)
     await asyncio.sleep(garbage.LOOK_S)
     assert late() is None
