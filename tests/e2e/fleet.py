@@ -166,7 +166,9 @@ class Fleet:
         salt = f"alone-{next(_seeds)}"
         return self.client(name).complete(prompt, max_tokens=max_tokens, pull=False, cache_salt=salt)
 
-    def assert_right(self, name: str, answer: Completion, prompt: Sequence[int]) -> None:
+    def assert_right(
+        self, name: str, answer: Completion, prompt: Sequence[int], *, tolerance: float = TOLERANCE
+    ) -> None:
         """Assert that an answer is the one that the engine gives without the fleet.
 
         That is the one computed from nothing or, where a prefix was cached, the one on top of its own cache: they
@@ -178,7 +180,7 @@ class Fleet:
             for _ in range(2)
         ]
         nearest = min((cold, warm), key=lambda reference: compare(answer, reference).logprob_max)
-        assert_same(answer, nearest, tolerance=TOLERANCE)
+        assert_same(answer, nearest, tolerance=tolerance)
 
     def counters(self, name: str) -> Counters:
         return Counters(self.client(name))

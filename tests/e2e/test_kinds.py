@@ -187,7 +187,8 @@ def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
         # What vLLM decodes on CPUs without AMX is not what it computes of the same tokens as a prompt.
         assert_same(pulled, fleet.client("b").complete(turn, max_tokens=8, pull=False))
     else:
-        fleet.assert_right("a", pulled, turn)
+        # Answers were computed a few tokens at a time, and as a prompt all at once.
+        fleet.assert_right("a", pulled, turn, tolerance=case.tolerance)
 
 
 def test_answer_that_a_grammar_constrains_is_the_same_after_a_pull(fleet: Fleet, case: Case) -> None:
