@@ -25,6 +25,7 @@ print(os.getpid(), child.pid, flush=True)
 time.sleep(600)
 """
 """A command that does not listen to SIGTERM, and a child of it in another session."""
+FAMILY_IN_ONE_SESSION = FAMILY.replace(", start_new_session=True", "")
 
 OWNER = """
 import sys, time
@@ -54,8 +55,8 @@ def family_of(log: Path) -> list[int]:
     return [int(word) for word in log.read_text().split()]
 
 
-def started(log: Path) -> tuple[GuardedProcess, list[int]]:
-    process = GuardedProcess([sys.executable, "-c", FAMILY], log=log, grace_s=1.0)
+def started(log: Path, code: str = FAMILY) -> tuple[GuardedProcess, list[int]]:
+    process = GuardedProcess([sys.executable, "-c", code], log=log, grace_s=1.0)
     return process, family_of(log)
 
 
@@ -82,9 +83,7 @@ def test_guard_killed_command_ends(tmp_path: Path) -> None:
 
 def test_guard_killed_owner_ends_what_the_command_has_started(tmp_path: Path) -> None:
     """As soon as it looks: nobody tells a child that its parent was killed, and an engine's keep its memory."""
-    code = FAMILY.replace(", start_new_session=True", "")
-    process = GuardedProcess([sys.executable, "-c", code], log=tmp_path / "log", grace_s=1.0)
-    family = family_of(tmp_path / "log")
+    process, family = started(tmp_path / "log", FAMILY_IN_ONE_SESSION)
     process._guard.kill()
     wait_for(lambda: process.poll() == -signal.SIGKILL, "end of the guard")
     wait_for(lambda: not any(map(alive, family)), f"end of {family}")
@@ -93,9 +92,7 @@ def test_guard_killed_owner_ends_what_the_command_has_started(tmp_path: Path) ->
 
 def test_guard_killed_what_the_command_has_started_ends_with_stop(tmp_path: Path) -> None:
     """Where the owner has not looked before."""
-    code = FAMILY.replace(", start_new_session=True", "")
-    process = GuardedProcess([sys.executable, "-c", code], log=tmp_path / "log", grace_s=1.0)
-    family = family_of(tmp_path / "log")
+    process, family = started(tmp_path / "log", FAMILY_IN_ONE_SESSION)
     process._guard.kill()
     process.stop()
     wait_for(lambda: not any(map(alive, family)), f"end of {family}")

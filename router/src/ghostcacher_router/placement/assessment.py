@@ -282,14 +282,15 @@ class Assessor:
         # What each token that is brought into a cache costs on average, as a multiple of computing a token.
         price, tokens = self._regret.price, match.tokens
         regret = price * (1.0 + queues.delayed) if price else 0.0
-        if not is_large(tokens, queues.capacity_min):
+        rooms: list[Room] = []
+        if is_large(tokens, queues.capacity_min):
+            rooms = [
+                Room(worker.name, capacity, self._regret.working_set_tokens(worker.name), 0.0)
+                for worker, capacity in zip(candidates.workers, queues.capacities(), strict=True)
+            ]
+        if not rooms or not may_crowd(rooms, tokens):
+            # Without regret nobody may know what the caches hold either.
             return Displacements(Displacement(regret), self._copies(match, regret)) if regret else FREE_EVERYWHERE
-        rooms = [
-            Room(worker.name, capacity, self._regret.working_set_tokens(worker.name), 0.0)
-            for worker, capacity in zip(candidates.workers, queues.capacities(), strict=True)
-        ]
-        if not may_crowd(rooms, tokens):
-            return Displacements(Displacement(regret), self._copies(match, regret))
         own: dict[str, float] = {}
         for namespace in candidates.namespaces:
             if namespace is not None:
@@ -301,9 +302,7 @@ class Assessor:
     def _copies(self, match: PrefixMatch, regret: float) -> Mapping[str, Displacement]:
         """Return what a prompt costs others at workers with a copy of it that was used before another one was."""
         has, sent = match.held.tokens, match.sent
-        # Without regret nobody may know what the caches hold either.
-        several = regret and len(has) + len(sent) > 1
-        found = self._history.find(match.prompt, self._clock()) if several else None
+        found = self._history.find(match.prompt, self._clock()) if len(has) + len(sent) > 1 else None
         if found is None:
             return {}
         used = {one.worker: one.used for one in reversed(found.holders) if one.worker in sent or one.worker in has}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -76,11 +77,11 @@ class WholeRouter:
         if question.what == PAGE:
             return Answer(body=self._metrics.page())
         if question.what == COUNTS:
-            return Answer(counts=dict(self.own_counts()))
+            return Answer(counts=self.own_counts())
         response = await self._local.handle(question.request)
         return Answer(response.status, response.body)
 
-    def own_counts(self) -> Counts:
+    def own_counts(self) -> dict[str, Any]:
         """Return what this process has counted."""
         return counts_of(self._metrics)
 

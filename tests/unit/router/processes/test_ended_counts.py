@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import msgspec
 import pytest
@@ -182,20 +184,37 @@ class Started:
     async def wait_until_ready(self, _: float) -> bool:
         return True
 
+    @classmethod
+    def next(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """Return the process that a supervisor starts next."""
+        child = cls()
+
+        async def started(_: object) -> Self:
+            return child
+
+        monkeypatch.setattr(Child, "started", started)
+        return child
+
+
+@contextmanager
+def supervising(folder: Path) -> Iterator[Supervisor]:
+    """Give a supervisor of one process, which it has not started."""
+    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
+    listeners = Listeners(Listen("127.0.0.1", 0), 1)
+    yield Supervisor(settings, lambda: settings, listeners, folder)
+    listeners.close()
+
 
 @on_loop
 @pytest.mark.parametrize("line", [b'{"gc_', b'{"gc_router_picks_total":[[1,2],3.0,1.0]}', b'{"gc_router_ttft_ms":[]}'])
 async def test_counts_that_are_not_understood_end_no_supervisor(tmp_path: Path, line: bytes) -> None:
     """Of a process of other code; what was known before stays."""
-    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
-    listeners = Listeners(Listen("127.0.0.1", 0), 1)
-    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
-    supervisor._ended.add(encoded(counts(2)))
     child = Started()
     child.counted = line
-    supervisor._forget(cast(Child, child))
-    assert supervisor._ended.encoded() == encoded(counts(2))
-    listeners.close()
+    with supervising(tmp_path) as supervisor:
+        supervisor._ended.add(encoded(counts(2)))
+        supervisor._forget(cast(Child, child))
+        assert supervisor._ended.encoded() == encoded(counts(2))
 
 
 @on_loop
@@ -203,19 +222,11 @@ async def test_process_that_is_started_is_told_of_those_that_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be asked as any other."""
-    child = Started()
-
-    async def started(_: object) -> Started:
-        return child
-
-    monkeypatch.setattr(Child, "started", started)
-    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
-    listeners = Listeners(Listen("127.0.0.1", 0), 1)
-    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
-    supervisor._ended.add(encoded(counts(2)))
-    await supervisor._start(next(iter(supervisor._slots)))
+    child = Started.next(monkeypatch)
+    with supervising(tmp_path) as supervisor:
+        supervisor._ended.add(encoded(counts(2)))
+        await supervisor._start(next(iter(supervisor._slots)))
     assert child.lines == [f"ended {encoded(counts(2)).decode()}"]
-    listeners.close()
 
 
 class Leaving(Started):
@@ -240,23 +251,15 @@ async def test_what_a_process_has_counted_is_known_before_it_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last steps may take seconds, and sums would fall for so long. It is counted once."""
-    successor, ended = Started(), asyncio.Event()
-
-    async def started(_: object) -> Started:
-        return successor
-
-    monkeypatch.setattr(Child, "started", started)
-    settings = RouterSettings(redis=False, processes=1, workers=("http://127.0.0.1:9",))
-    listeners = Listeners(Listen("127.0.0.1", 0), 1)
-    supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
-    slot = next(iter(supervisor._slots))
-    supervisor._slots.put(slot, cast(Child, Leaving(ended)))
-    replacing = asyncio.create_task(supervisor._replace(slot))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert successor.lines
-    assert not replacing.done()
-    ended.set()
-    assert await replacing
+    successor, ended = Started.next(monkeypatch), asyncio.Event()
+    with supervising(tmp_path) as supervisor:
+        slot = next(iter(supervisor._slots))
+        supervisor._slots.put(slot, cast(Child, Leaving(ended)))
+        replacing = asyncio.create_task(supervisor._replace(slot))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert successor.lines
+        assert not replacing.done()
+        ended.set()
+        assert await replacing
     assert successor.lines == [f"ended {encoded(counts(2)).decode()}"]
-    listeners.close()
