@@ -148,6 +148,56 @@ def test_keyboard_reaches_everything(router: RouterProcess, show: Open) -> None:
     assert window.text("#ttft-chart .when") == ""
 
 
+def test_closed_dialog_takes_no_focus_back(router: RouterProcess, show: Open) -> None:
+    """Who is elsewhere when the browser says that the dialog is closed, which comes later, stays there."""
+    window = show(router.url)
+    page = window.page
+    window.until(READY)
+    page.locator("#fleet button").first.click()
+    page.wait_for_selector("#worker")
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            document.querySelector("#worker").addEventListener("close", resolve);
+            document.querySelector("#worker").close();
+            document.querySelector("#find").focus();
+        })"""
+    )
+    assert page.evaluate("document.activeElement.id") == "find"
+
+
+def test_chart_keeps_the_moment_that_is_read(router: RouterProcess, show: Open) -> None:
+    """Newer steps that come and older ones that leave do not move it; with its own step the reading ends."""
+    window = show(router.url)
+    page = window.page
+    window.until(READY)
+    page.click("#pause")
+    read = page.evaluate(
+        """async () => {
+            const { LineChart } = await import("/gc/ui/line-chart.js");
+            const place = document.querySelector("#hits-chart");
+            place.replaceChildren();
+            const lines = [{ name: "value", kind: "one", of: (step) => step.value }];
+            const chart = new LineChart(place, { label: "Values", lines, format: String });
+            const step = (end) => ({ end, at: end, value: end / 10, width: 10 });
+            const read = [];
+            const show = (...ends) => {
+                chart.update(ends.map(step), ends[ends.length - 1], 60);
+                read.push([place.querySelector("strong").textContent, place.querySelector(".when").textContent !== ""]);
+            };
+            show(10, 20, 30);
+            chart.drawing.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+            show(10, 20, 30);
+            show(10, 20, 30, 40);
+            show(20, 30, 40);
+            chart.drawing.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+            show(20, 30, 40, 50);
+            show(40, 50);
+            return read;
+        }"""
+    )
+    assert read == [["3", False], ["2", True], ["2", True], ["2", True], ["3", True], ["5", False]]
+
+
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_both_themes_can_be_read(router: RouterProcess, show: Open, scheme: str) -> None:
     """As the system is set, or as a person chooses, also after a reload; texts have the contrast of WCAG AA."""

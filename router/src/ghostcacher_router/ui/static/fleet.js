@@ -39,7 +39,9 @@ export function setUpFleet() {
   byId("worker").addEventListener("close", () => {
     const tile = tiles.get(opened);
     opened = null;
-    if (tile) tile.button.focus();
+    // The dialog itself gives the focus back, unless the tile was made anew; and this event comes later, when the person
+    // may be elsewhere already.
+    if (tile && document.activeElement === document.body) tile.button.focus();
   });
 }
 

@@ -21,7 +21,7 @@ export class LineChart {
     this.steps = [];
     this.span = 900;
     this.now = 0;
-    this.chosen = null;
+    this.chosen = null; // the `end` of the step that is read; null: the newest
     this.drawing = svg("svg", { class: "lines", height: HEIGHT, tabindex: 0, role: "img" });
     this.values = lines.map((line) => el("strong", {}, ""));
     this.when = el("span", { class: "muted when" }, "");
@@ -38,7 +38,7 @@ export class LineChart {
 
   update(steps, now, span) {
     Object.assign(this, { steps, now, span });
-    if (this.chosen !== null && this.chosen >= steps.length) this.chosen = null;
+    if (!this.chosenStep()) this.chosen = null;
     this.draw();
   }
 
@@ -101,7 +101,7 @@ export class LineChart {
   }
 
   cross() {
-    const step = this.steps[this.chosen];
+    const step = this.chosenStep();
     if (!step) return [];
     const x = this.x(step.at);
     const dots = this.lines.filter(({ of }) => known(of(step)));
@@ -112,7 +112,7 @@ export class LineChart {
   }
 
   read() {
-    const step = this.steps[this.chosen ?? this.steps.length - 1];
+    const step = this.chosenStep() ?? this.steps[this.steps.length - 1];
     const shown = this.lines.map(({ of }) => this.format(step ? of(step) : null));
     shown.forEach((text, place) => setText(this.values[place], text));
     setText(this.when, step && this.chosen !== null ? `at ${clock(step.at)}` : "");
@@ -120,30 +120,36 @@ export class LineChart {
     this.drawing.setAttribute("aria-label", `${this.label}: ${words}. Arrow keys read earlier values.`);
   }
 
-  choose(place) {
-    if (place === this.chosen) return;
-    this.chosen = place;
+  // What is read stays the same moment while newer steps come and older ones leave.
+  chosenStep() {
+    return this.steps.find((step) => step.end === this.chosen);
+  }
+
+  choose(step) {
+    const end = step ? step.end : null;
+    if (end === this.chosen) return;
+    this.chosen = end;
     this.draw();
   }
 
   stepAt(event) {
     const x = event.clientX - this.drawing.getBoundingClientRect().left;
     let best = null;
-    this.steps.forEach((step, place) => {
+    for (const step of this.steps) {
       const far = Math.abs(this.x(step.at) - x);
-      if (best === null || far < best.far) best = { far, place };
-    });
-    return best && best.place;
+      if (best === null || far < best.far) best = { far, step };
+    }
+    return best && best.step;
   }
 
   onKey(event) {
     const last = this.steps.length - 1;
-    const here = this.chosen ?? last;
+    const here = this.chosen === null ? last : this.steps.indexOf(this.chosenStep());
     const to = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: last }[event.key];
     if (event.key === "Escape") this.choose(null);
     if (to === undefined || last < 0) return;
     event.preventDefault();
-    this.choose(Math.max(0, Math.min(last, to)));
+    this.choose(this.steps[Math.max(0, Math.min(last, to))]);
   }
 }
 

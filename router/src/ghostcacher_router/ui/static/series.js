@@ -38,7 +38,8 @@ export class Series {
     return this.points.filter((point) => point.at > from);
   }
 
-  // The same in some sixty steps, for drawing. A step without any point is left out.
+  // The same in some sixty steps, for drawing. A step without any point is left out. end: what a step keeps while it is
+  // filled; at: where it is drawn, never later than now.
   steps(span) {
     const width = Math.max(this.interval, span / STEPS);
     const found = new Map();
@@ -47,7 +48,7 @@ export class Series {
       if (!found.has(step)) found.set(step, []);
       found.get(step).push(point);
     }
-    return [...found].map(([at, points]) => ({ ...summed(points), at: Math.min(at, this.now), width }));
+    return [...found].map(([end, points]) => ({ ...summed(points), end, at: Math.min(end, this.now), width }));
   }
 }
 
