@@ -17,9 +17,9 @@ from ghostcacher_cli.up.machine import free_port, is_port_free
 from ghostcacher_connector.core.process.guarded import GuardedProcess
 from ghostcacher_connector.core.redis.embedded import find_server
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 POLL_S = 0.02
-PORT_MAX = 65_535
+PORT_MIN = 1024
 BUS_OFFSET = 10_000
 """A server in cluster mode also listens on its port and this much more."""
 ANSWERS = (b"+PONG", b"-NOAUTH")
@@ -132,9 +132,12 @@ class RedisServer(AbstractContextManager["RedisServer"]):
 
 
 def _free_port() -> int:
-    """Return a free port whose port for a cluster's bus exists and is free, too. Raises OSError."""
+    """Return a free port whose port for a cluster's bus is free, too. Raises OSError.
+
+    Both stay free while the server is restarted: outgoing connections get neither.
+    """
     for _ in range(100):
-        port = free_port()
-        if port + BUS_OFFSET <= PORT_MAX and is_port_free("127.0.0.1", port + BUS_OFFSET):
+        port = free_port() - BUS_OFFSET
+        if port >= PORT_MIN and is_port_free("127.0.0.1", port):
             return port
     raise OSError("no port was found that is free together with the one for a cluster's bus")

@@ -132,4 +132,4 @@ def gone(routing: StoreSubject, condition: Callable[[], object]) -> None:
         routing.pass_time()
         return not condition()
 
-    wait_until(over, timeout_s=SHORT_S + 5)
+    wait_until(over)

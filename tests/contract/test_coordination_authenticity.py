@@ -10,8 +10,9 @@ import pytest
 from ghostcacher_connector.core.coordination.base import STREAM_START, CoordinationStore, Cursor, DrainOrder, Flush
 from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushReport, TierDropped
 from ghostcacher_connector.core.types import Tier
-from tests.contract.coordination_subjects import FOREVER_S, SHORT_S, StoreSubject, gone
+from tests.contract.coordination_subjects import FOREVER_S, StoreSubject, gone
 from tests.support.coordination_parts import make_chain, make_load, make_ref, make_update
+from tests.support.index_parts import in_time
 
 TTL_S = 60.0
 BEGINNING = Cursor(STREAM_START, STREAM_START)
@@ -109,8 +110,12 @@ def test_value_with_a_flipped_bit_is_not_believed(keyed: StoreSubject, kind: Kin
 def test_value_that_is_put_back_after_its_time_is_not_believed(keyed: StoreSubject, kind: Kind) -> None:
     """Whatever its time to live in the store says."""
     place, _ = kind.places
-    kind.put(keyed.store, place, SHORT_S)
-    value = keyed.peek(kind.name, place)
+
+    def stored(ttl_s: float) -> bytes | None:
+        kind.put(keyed.store, place, ttl_s)
+        return keyed.peek(kind.name, place)
+
+    value = in_time(stored)
     gone(keyed, lambda: kind.get(keyed.store, place) is not None)
     assert keyed.store.refusals() == {}
     keyed.poke(kind.name, place, value)

@@ -48,7 +48,7 @@ def test_worker_leaves_its_line_when_its_time_is_over(subject: Subject, key: byt
         subject.pass_time()
         return index.line_up(ref("b"), BLOCK, ttl_s=SHORT_S) == []
 
-    wait_until(gone, timeout_s=SHORT_S + 5)
+    wait_until(gone)
 
 
 def test_long_line_is_told_by_its_end(index: BlockIndex) -> None:

@@ -73,7 +73,7 @@ class LateTransport(MemoryTransport):
             count = len(request.local_slots)
             failed = failed_result(count, self.name, MissReason.TRANSFER_FAILED, "a rail failed")
             return failed._replace(over=self.quarantine)
-        self.let.wait(30.0)
+        self.let.wait(60.0)
         return super().pull(request._replace(deadline=float("inf")))
 
 

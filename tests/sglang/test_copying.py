@@ -23,7 +23,7 @@ from tests.support.kv_memory import KvMemory
 
 PAGE = 4
 PAGES = 16
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Sink:

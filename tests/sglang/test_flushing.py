@@ -31,7 +31,7 @@ from tests.support.index_parts import wait_until
 from tests.support.kv_memory import KvMemory
 
 PAGES, PAGE, HOST_SLOTS = 16, 4, 32
-WAIT_S = 30.0
+WAIT_S = 60.0
 BATCH: Any = SimpleNamespace(extend_num_tokens=0, forward_mode=SimpleNamespace(is_extend=lambda: True), reqs=[])
 
 

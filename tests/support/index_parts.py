@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ghostcacher_connector.core.index.base import Entry
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
@@ -21,6 +22,7 @@ from ghostcacher_connector.core.types import (
 )
 
 NAMESPACE = "a1b2c3"
+T = TypeVar("T")
 
 
 class FakeClock:
@@ -36,12 +38,23 @@ class FakeClock:
         self.now += seconds
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "condition") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, what: str = "condition") -> None:
     """Poll until a condition holds; fail when it does not within the deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
         time.sleep(0.01)
+
+
+def in_time(attempt: Callable[[float], T | None]) -> T:
+    """Return what an attempt brings before a short time of its own runs out.
+
+    attempt: is given that time in seconds, and returns None when it was too slow; then it gets longer.
+    """
+    for ttl_s in (0.2, 1.0, 5.0, 25.0):
+        if (found := attempt(ttl_s)) is not None:
+            return found
+    raise AssertionError("not within the longest time")
 
 
 def endpoint(incarnation: bytes) -> RankEndpoint:

@@ -109,7 +109,7 @@ class ChatEngine(MiniEngine):
         return [request for request in self.received if request.path == CHAT_PATH]
 
 
-async def until(condition: Callable[[], bool], what: str = "condition", timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str = "condition", timeout_s: float = 60.0) -> None:
     """Let the loop run until a condition holds; fail when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while not condition():

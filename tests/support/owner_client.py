@@ -96,14 +96,14 @@ class OwnerProcess:
     def kill(self) -> None:
         """Kill -9, and wait until it is gone."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def __enter__(self) -> OwnerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

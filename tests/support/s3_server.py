@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ghostcacher_cli.up.machine import free_port
+
 START_S_MAX = 60.0
 PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
 S3_PORTS = ("s3.port", "s3.port.grpc")
@@ -46,7 +48,7 @@ class S3Server:
         self._folder = folder
         self._volume_mib = volume_mib
         names = (*PORTS, *S3_PORTS)
-        self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self._ports = dict(zip(names, (free_port() for _ in names), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -118,15 +120,3 @@ class S3Server:
 
     def _log_end(self) -> str:
         return (self._folder / "log").read_text(errors="replace")[-2000:]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now, all of them different; below 32768, where no outgoing connection takes them."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -149,7 +149,7 @@ class SpokenEngine:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.server.start(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.server.start(), self._loop).result(60)
         record = WorkerRecord(
             schema=SCHEMA_VERSION,
             worker=self.name,
@@ -178,9 +178,9 @@ class SpokenEngine:
 
     def __exit__(self, *_: object) -> None:
         self._stores.close()
-        asyncio.run_coroutine_threadsafe(self.server.stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.server.stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
         assert self.server.failures == []
 

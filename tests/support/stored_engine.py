@@ -127,7 +127,7 @@ async def ask(
     more = {"content-length": str(len(data)), "connection": "close", **(headers or {})}
     lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
     writer.write(f"{method} {target} HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n".encode() + data)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
         rest = await reader.read()
     writer.close()
@@ -143,6 +143,7 @@ async def routers(
         listen="127.0.0.1:0",
         redis=redis_url is not None,
         redis_url=redis_url,
+        redis_timeout_s=5.0,
         workers=tuple(engine.url for engine in engines),
         drain_timeout_s=1.0,
         **more,
@@ -152,7 +153,7 @@ async def routers(
     try:
         for router in running:
             await router.start()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (await ask(router, "GET", "/gc/status")).json["workers"]["ready"] < len(engines):
                     await asyncio.sleep(0.01)
         yield running

@@ -22,7 +22,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProces
 NONE, STREAMED, BUFFERED = ProcessingMode.NONE, ProcessingMode.STREAMED, ProcessingMode.BUFFERED
 FULL_DUPLEX = ProcessingMode.FULL_DUPLEX_STREAMED
 
-ANSWER_S_MAX = 10.0
+ANSWER_S_MAX = 60.0
 PIECE_BYTES_MAX = 64 << 10
 """Some gateways take no larger piece of a body."""
 DESTINATION = "x-gateway-destination-endpoint"

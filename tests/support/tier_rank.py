@@ -23,7 +23,7 @@ NO_REDIS = "redis://127.0.0.1:1"
 """Nothing listens there."""
 
 SLOTS, HOST_SLOTS = 16, 8
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def same(count: int, generation: int) -> Generations:

@@ -17,7 +17,7 @@ from ghostcacher_cli.up.machine import free_port
 from tests.support.index_parts import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def alive(pid: int) -> bool:

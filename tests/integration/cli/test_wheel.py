@@ -151,7 +151,7 @@ def test_router_runs_without_an_engine(python: Path, tmp_path: Path) -> None:
             answer.value.close()
         finally:
             router.terminate()
-        assert router.wait(30) == 0
+        assert router.wait(60) == 0
 
 
 def test_index_opens_with_its_scripts(ask: Ask) -> None:

@@ -23,7 +23,7 @@ from ghostcacher_connector.worker.membership import Membership, _open_page
 from tests.support.coordination_parts import make_load
 from tests.support.index_parts import chain, make_record, wait_until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

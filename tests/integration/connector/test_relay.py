@@ -102,7 +102,7 @@ def test_relay_without_the_token_is_not_believed(owner: OwnerProcess) -> None:
     thread.start()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     result, memory = pull(msgspec.structs.replace(owner.endpoint, relay=address), TOKEN)
-    thread.join(20)
+    thread.join(60)
     listener.close()
     assert "does not know the token" in result.detail
     assert result.outcome is PullOutcome.FAILED

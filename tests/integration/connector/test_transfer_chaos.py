@@ -70,7 +70,7 @@ class Readers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._parent.kill()
-        self._parent.wait(10)
+        self._parent.wait(60)
         for stream in (self._parent.stdin, self._parent.stdout):
             if stream is not None:
                 stream.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_cli.up.machine import free_port, is_port_free
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank, relay_port_offset
@@ -103,17 +103,11 @@ def test_relay_ports_of_all_ranks_differ(model: Path, kind: Kind) -> None:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of `count` ports in a row that were free a moment ago."""
+    """Return the first of `count` ports in a row that were free a moment ago, and that no outgoing connection gets."""
     while True:
-        with ExitStack() as stack:
-            try:
-                first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                base = int(first.getsockname()[1])
-                for offset in range(1, count):
-                    stack.enter_context(socket.create_server(("127.0.0.1", base + offset)))
-            except (OSError, OverflowError):
-                continue
-            return base
+        last = free_port()
+        if all(is_port_free("127.0.0.1", last - offset) for offset in range(1, count)):
+            return last - count + 1
 
 
 def test_ranks_with_fixed_ports_start_and_show_pages_of_their_own(model: Path, redis: RedisServer) -> None:

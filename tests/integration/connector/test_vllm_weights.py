@@ -239,7 +239,7 @@ def test_pull_on_its_way_is_not_used_for_other_weights(make: Make) -> None:
     def run_and_wait(job: Any) -> Any:
         result, over = run(job)
         pulled.append(int(result.valid.sum()))
-        go.wait(30)
+        go.wait(60)
         return result, over
 
     puller._run = run_and_wait

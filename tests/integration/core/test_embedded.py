@@ -68,7 +68,7 @@ class Owner:
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> None:
         self.process.send_signal(how)
-        self.process.wait(10)
+        self.process.wait(60)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
@@ -102,7 +102,7 @@ def test_many_processes_at_once_share_one_server(directory: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sum(server.owned for server in servers) == 1
     for server in servers:
         server.close()
@@ -150,7 +150,7 @@ def test_embedded_index_has_its_key(directory: Path) -> None:
     record = make_record()
     with ExitStack() as stack:
         first, friend, stranger = (
-            stack.enter_context(closing(open_index(None, key=key, embedded_directory=directory)))
+            stack.enter_context(closing(open_index(None, timeout_s=5.0, key=key, embedded_directory=directory)))
             for key in (b"a secret", b"a secret", b"")
         )
         first.join(record, lease_ttl_s=30.0)
@@ -193,7 +193,7 @@ def test_forked_child_neither_keeps_nor_ends_the_server(directory: Path) -> None
     again.ensure()
     assert again.owned
     hold.set()
-    child.join(10)
+    child.join(60)
     assert server_pid(directory) is not None
     again.close()
 

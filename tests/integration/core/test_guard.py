@@ -15,7 +15,7 @@ import pytest
 from ghostcacher_connector.core.process.guarded import GuardedProcess, guard_command
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 FAMILY = """
 import os, signal, subprocess, sys, time

@@ -204,7 +204,7 @@ def test_dead_server_is_unavailable_and_named() -> None:
 def test_silent_server_is_given_up_in_time(server: RedisServer) -> None:
     """A server that accepts and never answers costs one time-out, not several."""
     with Proxy(server.port) as proxy:
-        index = RedisIndex(f"redis://127.0.0.1:{proxy.port}", timeout_s=0.2)
+        index = RedisIndex(f"redis://127.0.0.1:{proxy.port}", timeout_s=1.0)
         index.ping()
         proxy.swallow, asked = True, proxy.round_trips
         with pytest.raises(IndexUnavailable):
@@ -217,7 +217,7 @@ def test_silent_server_is_given_up_in_time(server: RedisServer) -> None:
 def test_server_is_restarted_the_next_call_works() -> None:
     """A pooled connection that the restart has broken is replaced without an error."""
     with RedisServer(tcp=True) as server:
-        index = RedisIndex(server.url)
+        index = RedisIndex(server.url, timeout_s=5.0)
         index.ping()
         server.kill()
         server.start()
@@ -243,7 +243,7 @@ def test_acl_user_may_do_just_what_the_index_does() -> None:
                 "+time",
             )
             raw.execute_command("ACL", "SETUSER", "default", "off")
-        index = RedisIndex(f"redis://ghost:p%2Fw%3A1@127.0.0.1:{server.port}")
+        index = RedisIndex(f"redis://ghost:p%2Fw%3A1@127.0.0.1:{server.port}", timeout_s=5.0)
         index.join(RECORD, lease_ttl_s=LEASE_S)
         index.apply(REF, entries(BLOCKS), [], lease_ttl_s=LEASE_S)
         assert index.lookup([REF], BLOCKS)[0].length == 6
@@ -251,7 +251,7 @@ def test_acl_user_may_do_just_what_the_index_does() -> None:
         index.ping()
         index.leave(REF)
         index.close()
-        wrong = RedisIndex(f"redis://ghost:wr0ng@127.0.0.1:{server.port}")
+        wrong = RedisIndex(f"redis://ghost:wr0ng@127.0.0.1:{server.port}", timeout_s=5.0)
         with pytest.raises(IndexUnavailable) as caught:
             wrong.ping()
         assert "wr0ng" not in str(caught.value)
@@ -262,7 +262,7 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
     certificate, key = directory / "cert.pem", directory / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
     options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=30)
+    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=60)
     return certificate, key
 
 
@@ -308,7 +308,7 @@ def test_sentinel_fails_over_index_follows() -> None:
             index.join(RECORD, lease_ttl_s=LEASE_S)
             assert index.workers() == [RECORD]
             with sentinel.client() as raw:
-                wait_until(lambda: int(raw.sentinel_masters()["gc"]["num-slaves"]) == 1, 20, "Sentinel knows replica")
+                wait_until(lambda: int(raw.sentinel_masters()["gc"]["num-slaves"]) == 1, what="Sentinel knows replica")
             primary.kill()
 
             def writable() -> bool:
@@ -318,7 +318,7 @@ def test_sentinel_fails_over_index_follows() -> None:
                     return False
                 return True
 
-            wait_until(writable, timeout_s=20, what="failover")
+            wait_until(writable, what="failover")
             assert index.workers() == [RECORD]
             with replica.client() as raw:
                 assert raw.exists(schema.worker_key(NAMESPACE, RECORD.worker))

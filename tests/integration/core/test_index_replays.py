@@ -13,11 +13,11 @@ from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
-from tests.support.index_parts import NAMESPACE, make_record, wait_until
+from ghostcacher_connector.core.types import WorkerRecord
+from tests.support.index_parts import NAMESPACE, in_time, make_record, wait_until
 
 KEY = b"the fleet's secret"
 LEASE_S = 30.0
-SHORT_S = 0.2
 RECORD = replace(make_record("w1", token="ours"), stamped=True)
 LEASE_KEY = schema.lease_key_prefix(NAMESPACE) + "w1"
 KEYS = [schema.worker_key(NAMESPACE, "w1"), schema.owner_key(NAMESPACE, "w1"), LEASE_KEY]
@@ -34,14 +34,20 @@ def put_back(raw: redis.Redis, values: dict[str, bytes]) -> None:
         raw.set(key, value, ex=10_000)
 
 
-def kept(raw: redis.Redis) -> dict[str, bytes]:
-    return {key: raw.get(key) for key in KEYS}
+def joined(index: RedisIndex, raw: redis.Redis, record: WorkerRecord) -> dict[str, bytes]:
+    """Enter a worker with a short lease; return what that has written."""
+
+    def written(lease_s: float) -> dict[str, bytes] | None:
+        index.join(record, lease_ttl_s=lease_s)
+        values = {key: raw.get(key) for key in KEYS}
+        return None if None in values.values() else values
+
+    return in_time(written)
 
 
 def test_worker_that_is_put_back_after_its_lease_is_not_live(index: RedisIndex, raw: redis.Redis) -> None:
     """A record counts as long as its lease's stamp, whatever its time to live says; renewing prolongs that."""
-    index.join(RECORD, lease_ttl_s=SHORT_S)
-    values = kept(raw)
+    values = joined(index, raw, RECORD)
     put_back(raw, values)
     wait_until(lambda: index.workers(NAMESPACE) == [], what="the lease to end")
     assert set(index.refusals()) == {"record: too old"}
@@ -51,8 +57,7 @@ def test_worker_that_is_put_back_after_its_lease_is_not_live(index: RedisIndex, 
 
 def test_earlier_life_that_is_put_back_holds_no_name(index: RedisIndex, raw: redis.Redis) -> None:
     """Not even with the token of the process that has ended: the name goes to who joins, and stays with who renews."""
-    index.join(replace(make_record("w1", token="earlier"), stamped=True), lease_ttl_s=SHORT_S)
-    values = kept(raw)
+    values = joined(index, raw, replace(make_record("w1", token="earlier"), stamped=True))
     wait_until(lambda: index.workers(NAMESPACE) == [], what="the lease to end")
     put_back(raw, values)
     wait_until(lambda: index.join(RECORD, lease_ttl_s=LEASE_S) is None, what="the stamp's grace to end")

@@ -94,7 +94,7 @@ async def suite(folder: Path) -> AsyncIterator[Suite]:
         base = await stack.enter_async_context(
             envoy(folder, endpoints, picker.server.port, body_mode="FULL_DUPLEX_STREAMED", selects=True)
         )
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=30))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=60))
         yield Suite(client, picker, {rank.endpoint.name: rank for rank in ranks}, ports)
 
 

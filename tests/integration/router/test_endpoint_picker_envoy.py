@@ -45,7 +45,7 @@ async def gateway_of(
             body_mode=body_mode,
             response_mode=response_mode,
         ) as url,
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         yield Gateway(client, picker)
 

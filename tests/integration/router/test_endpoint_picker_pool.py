@@ -224,7 +224,7 @@ async def test_api_that_sends_byte_by_byte_is_given_up_within_one_bound(tmp_path
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         watch, _ = watch_of(KubernetesApi(url, account=tmp_path, answer_s_max=0.1))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(PoolUnread, match=r"does not answer within 0\.1 s"):
                 await watch.read()
     assert sent > 0
@@ -235,7 +235,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=kubernetes"
     files = ["-keyout", str(folder / "key"), "-out", str(folder / "ca.crt")]
     words = [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", *files]
-    subprocess.run(words, check=True, capture_output=True, timeout=30)
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "ca.crt", folder / "key")
     return context

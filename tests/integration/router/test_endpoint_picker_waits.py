@@ -207,7 +207,7 @@ async def test_gateway_is_spoken_to_with_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
     options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=30)
+    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=60)
     tls = {"grpc_certificate": str(certificate), "grpc_key": str(key)}
     async with picker_of([MiniEngine()], **tls) as picker:
         trusted = grpc.ssl_channel_credentials(certificate.read_bytes())

@@ -34,7 +34,7 @@ TROUBLE = ("NOPERM", "refuses", "Traceback", "unexpected error")
 
 def fetch(url: str, method: str = "GET", data: bytes | None = None) -> bytes:
     request = urllib.request.Request(url, data=data, method=method)  # noqa: S310 - loopback
-    with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - loopback
         body = reply.read()
     assert isinstance(body, bytes)
     return body

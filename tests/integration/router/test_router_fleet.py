@@ -36,6 +36,9 @@ FAST = FleetOptions(
     load_interval_s=0.02,
     drain_interval_s=0.02,
 )
+PATIENT = FAST._replace(lease_ttl_s=LEASE_S)
+"""Keeps a worker whose lease Redis has lost for as long as a test lasts."""
+
 LOAD = LoadReport(
     running=1,
     waiting=0,
@@ -61,10 +64,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @contextlib.asynccontextmanager
-async def fleet_of(*static: Endpoint, url: str | None = None) -> AsyncIterator[Fleet]:
-    index = None if url is None else RedisIndex(url, timeout_s=1.0)
-    store = None if url is None else RedisCoordinationStore(url, timeout_s=1.0)
-    fleet = Fleet(metrics=RouterMetrics(), static=static, index=index, store=store, options=FAST)
+async def fleet_of(*static: Endpoint, url: str | None = None, options: FleetOptions = FAST) -> AsyncIterator[Fleet]:
+    index = None if url is None else RedisIndex(url, timeout_s=5.0)
+    store = None if url is None else RedisCoordinationStore(url, timeout_s=5.0)
+    fleet = Fleet(metrics=RouterMetrics(), static=static, index=index, store=store, options=options)
     await fleet.start()
     try:
         yield fleet
@@ -254,7 +257,7 @@ def test_flush_of_redis_drops_nobody(redis_server: RedisServer) -> None:
     """All leases gone between two looks is a flush: nobody is out for a moment."""
 
     async def main() -> None:
-        async with MiniEngine() as engine, fleet_of(url=redis_server.url) as fleet:
+        async with MiniEngine() as engine, fleet_of(url=redis_server.url, options=PATIENT) as fleet:
             with Directory(redis_server.url) as directory, redis_server.client() as client:
                 record = await directory.join("a", engine)
                 await until(lambda: served(fleet) == ["a"])
@@ -273,7 +276,7 @@ def test_flush_of_redis_drops_nobody_who_is_slow_to_come_back(redis_server: Redi
     """After a flush one worker is in Redis again before the other: the other stays all the same."""
 
     async def main() -> None:
-        async with MiniEngine() as one, MiniEngine() as two, fleet_of(url=redis_server.url) as fleet:
+        async with MiniEngine() as one, MiniEngine() as two, fleet_of(url=redis_server.url, options=PATIENT) as fleet:
             with Directory(redis_server.url) as directory, redis_server.client() as client:
                 record = await directory.join("a", one)
                 await directory.join("b", two)

@@ -32,7 +32,7 @@ async def router_of(*engines: ChatEngine, **settings: Any) -> AsyncIterator[tupl
     router = Router(RouterSettings(listen="127.0.0.1:0", redis=False, workers=urls, **settings))
     try:
         await router.start()
-        async with httpx.AsyncClient(base_url=router.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=router.url, timeout=60) as client:
             yield router, client
     finally:
         await router.stop()

@@ -72,7 +72,7 @@ async def test_adapter_unloaded_behind_the_routers_back_is_noticed_by_the_first_
             return (await ask(only, "POST", "/v1/completions", {"model": "adapter", "prompt": f"{number}"})).status
 
         a.models.remove("adapter")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while {await send(number) for number in range(16)} == {200}:
                 pass
             while {await send(number) for number in range(16)} != {200}:
@@ -124,7 +124,7 @@ async def test_adapter_that_engines_find_by_themselves_goes_to_workers_of_its_mo
     async with a, b, other, routers(1, a, b, other, lazy_adapters=("*=m",), health_interval_s=600.0) as (only,):
         (used,) = {(await ask(only, "POST", "/v1/completions", body("org/sql", n))).json["engine"] for n in range(16)}
         assert used in ("a", "b")
-        async with asyncio.timeout(30):  # told by its first answer, and by no probe
+        async with asyncio.timeout(60):  # told by its first answer, and by no probe
             while "org/sql" not in str((await ask(only, "GET", "/v1/models")).json):
                 assert (await ask(only, "POST", "/v1/completions", body("org/sql", 16))).json["engine"] == used
         assert (await ask(only, "POST", "/v1/completions", body("org/none", 0))).status == 404
@@ -145,7 +145,7 @@ async def test_adapter_goes_where_its_engine_says_that_it_is_in_use() -> None:
         line = f'vllm:lora_requests_info{{max_lora="1",running_lora_adapters="{running}",waiting_lora_adapters=""}}'
         engine.metrics = f"{line} 1.7e+09\n".encode()
     async with a, b, routers(1, a, b) as (only,):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not all(any(request.path == "/metrics" for request in engine.received[3:]) for engine in (a, b)):
                 await asyncio.sleep(0.01)
         for number in range(16):

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.harness.router import RouterProcess
 from tests.support.index_parts import wait_until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
 

@@ -13,7 +13,7 @@ from ghostcacher_router.app import Router
 from ghostcacher_router.config import RouterSettings
 from tests.support.providers.server import Authority, ProviderServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Routed:

@@ -52,7 +52,7 @@ def make_authority(folder: Path, name: str = "localhost") -> Authority:
     signed = ["-CA", str(ca), "-CAkey", str(ca_key), "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
     signed += ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", str(key), "-out", str(certificate)]
     for command in ([*new, *of_ca], [*new, *signed]):
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
     return Authority(ca, certificate, key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def test_free_port_is_none_that_outgoing_connections_get() -> None:
         port = free_port()
         assert is_port_free("127.0.0.1", port)
         assert first - PORTS <= port < first
+
+
+def test_free_port_takes_nothing_from_a_program_s_own_luck() -> None:
+    """Else two processes that begin with one seed are given one port, and what they draw after it is another's."""
+    random.seed(1)
+    before = random.getstate()
+    free_port()
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("said", [None, "", "many", "1024\t65535"])

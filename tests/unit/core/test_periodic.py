@@ -179,7 +179,7 @@ def test_thread_runs_until_it_is_stopped() -> None:
     thread = Periodic("gc-test", step)
     assert repr(thread) == "Periodic(gc-test, not running)"
     thread.start()
-    assert stepped.wait(10)
+    assert stepped.wait(60)
     assert repr(thread) == "Periodic(gc-test, running)"
     thread.stop(10)
     thread.stop(10)
@@ -192,12 +192,12 @@ def test_stop_does_not_wait_for_a_step_that_hangs() -> None:
 
     def step() -> float:
         entered.set()
-        release.wait(30)
+        release.wait(60)
         return 0.0
 
     thread = Periodic("gc-test", step)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     thread.stop(0.01)
     assert thread.alive
     release.set()

@@ -17,6 +17,9 @@ GPU_PROBE_TIMEOUT_S = 120.0
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PORTS = 10_000
 PORT_TRIES = 100
+_random = random.SystemRandom()
+"""Of its own: where a program seeds the shared one, each of its processes would try the same ports."""
+
 _given_ports: set[int] = set()
 """Ports that this process has handed out: a server that was given one may not listen there yet."""
 
@@ -49,7 +52,7 @@ def free_port() -> int:
     """
     first_ephemeral = _first_ephemeral_port()
     for _ in range(PORT_TRIES if first_ephemeral >= 2 * PORTS else 0):
-        port = random.randrange(first_ephemeral - PORTS, first_ephemeral)  # noqa: S311 -- no secret
+        port = _random.randrange(first_ephemeral - PORTS, first_ephemeral)
         if port not in _given_ports and is_port_free("127.0.0.1", port):
             _given_ports.add(port)
             return port

@@ -165,9 +165,9 @@ def test_many_threads_nothing_lost() -> None:
     for thread in (drainer, *counters):
         thread.start()
     for thread in counters:
-        thread.join(30)
+        thread.join(60)
     done.set()
-    drainer.join(30)
+    drainer.join(60)
     total: Delta = recorder.drain()
     for delta in drained:
         total = merge(total, delta)

@@ -86,7 +86,7 @@ def test_engine_that_begins_waits_for_who_stands_in() -> None:
 
     def drop(wanted: FlushOrder) -> FlushReport:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(60)
         return bench.drop(wanted)
 
     bench.desk._engine = Engine(drop, lambda: False)
@@ -94,14 +94,14 @@ def test_engine_that_begins_waits_for_who_stands_in() -> None:
     bench.clock.advance(IDLE_S)
     standing_in = threading.Thread(target=bench.desk.step)
     standing_in.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     engine = threading.Thread(target=lambda: (bench.desk.settle(), done.set()))
     engine.start()
     assert not done.is_set()
     leave.set()
-    assert done.wait(10)
-    standing_in.join(10)
-    engine.join(10)
+    assert done.wait(60)
+    standing_in.join(60)
+    engine.join(60)
     assert bench.dropped == [order(1)]
 
 
@@ -151,9 +151,9 @@ def test_thread_asks_by_itself() -> None:
         return REPORT
 
     desk.start(Engine(drop, lambda: False))
-    wait_until(lambda: desk._cursor is not None, timeout_s=10, what="the desk has begun")
+    wait_until(lambda: desk._cursor is not None, what="the desk has begun")
     store.append_flush(order(1))
-    wait_until(lambda: store.flush_reports(order(1).order, ["w1"]) == [REPORT], timeout_s=10, what="the answer")
+    wait_until(lambda: store.flush_reports(order(1).order, ["w1"]) == [REPORT], what="the answer")
     desk.stop(5)
     assert dropped == [order(1)]
 
@@ -193,7 +193,7 @@ def test_what_becomes_of_a_tier_may_be_known_before_the_order_is_answered() -> N
     bench.store.append_flush(order(1))
     bench.clock.advance(IDLE_S)
     bench.desk.step()
-    amending[0].join(10)
+    amending[0].join(60)
     bench.desk.step()
     assert bench.store.flush_reports(order(1).order, ["w1"]) == [FlushReport((*REPORT.dropped, done))]
 

@@ -42,7 +42,7 @@ class Bench:
 
     def candidates(self) -> Sequence[WorkerRef]:
         self.entered += 1
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         return [self.ref]
 
     def take(self, **times: Any) -> Any:

@@ -14,7 +14,7 @@ from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult
 from tests.support.kv_memory import KvMemory
 
 SLOTS, HOST_SLOTS = 16, 8
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Rig:

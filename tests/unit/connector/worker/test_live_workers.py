@@ -15,7 +15,7 @@ from ghostcacher_connector.worker.live_workers import LiveWorkers
 from tests.support.index_parts import NAMESPACE, FakeClock, make_record, wait_until
 
 LEASE_S = 10.0
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def test_refresh_shows_live_workers_of_the_namespace() -> None:

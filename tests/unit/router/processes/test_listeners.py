@@ -12,7 +12,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.processes.listeners import Listeners
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
