@@ -57,9 +57,9 @@ class Running:
         """The processes that serve, or those of another program."""
         found = []
         for pid in self.router.process.processes():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if program in words:
-                found.append(pid)
+            with suppress(FileNotFoundError, ProcessLookupError):  # It may have ended since.
+                if program in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(pid)
         return found
 
     async def ended(self) -> int | None:

@@ -28,6 +28,7 @@ from typing import Final
 
 import msgspec
 
+from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX, ControlLines
 from ghostcacher_router.processes.seat import FeedStart, Start
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ ALIVE: Final = b"alive"
 ALIVE_S: Final = 1.0
 """From one such line to the next."""
 COUNTED: Final = b"counted "
-LINE_BYTES_MAX: Final = 16 << 20
-"""Counts have some thousand series at most, of workers."""
 LAST_WORDS_S: Final = 5.0
 """What a child has said before it ended is there, and has yet to be read."""
 PROGRAMS: Final = {Start: "ghostcacher_router.child_main", FeedStart: "ghostcacher_router.feed_main"}
@@ -63,7 +62,7 @@ class Child:
         """What it has counted, as it said last (`ended_counts`); empty before it has."""
         self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
         """Returns the exit status, negative when a signal ended it."""
-        self._reading = asyncio.create_task(self._read(reader))
+        self._reading = asyncio.create_task(self._read(ControlLines(reader, f"process {start.name}")))
         data = msgspec.json.encode(start)
         control.write(SIZE.pack(len(data)) + data)
 
@@ -144,9 +143,9 @@ class Child:
     def _silent_s(self) -> float:
         return asyncio.get_running_loop().time() - self._heard_at
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while line := await reader.readline():
+    async def _read(self, lines: ControlLines) -> None:
+        with contextlib.suppress(OSError):
+            while line := await lines.next():
                 self._heard_at = asyncio.get_running_loop().time()
                 if line.strip() == READY:
                     self._ready.set()

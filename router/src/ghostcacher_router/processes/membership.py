@@ -18,7 +18,8 @@ from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LAST_WORDS_S, LINE_BYTES_MAX, READY, SIZE
+from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LAST_WORDS_S, READY, SIZE
+from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX, ControlLines
 from ghostcacher_router.processes.ended_counts import decoded, encoded
 from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, FeedStart, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
@@ -95,7 +96,7 @@ class Membership:
         self._writer = writer
         writer.write(READY + b"\n" + self._counted())
         self._tasks = [
-            asyncio.create_task(self._follow(reader, writer, proxy, told)),
+            asyncio.create_task(self._follow(ControlLines(reader, "the supervisor"), writer, proxy, told)),
             asyncio.create_task(say_alive(writer)),
             asyncio.create_task(self._say_counted(writer)),
         ]
@@ -112,33 +113,37 @@ class Membership:
             with contextlib.suppress(OSError):  # There are others still, of whom the last one does it.
                 Path(self.seat.folder).rmdir()
 
-    async def _follow(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told
-    ) -> None:
+    async def _follow(self, lines: ControlLines, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told) -> None:
         with contextlib.suppress(OSError):
-            while line := await reader.readline():
-                word, _, what = line.decode().strip().partition(" ")
-                if word == "adopt":
-                    await self._adopt(proxy, int(what))
-                elif word == "return":
-                    for server in self._servers.pop(int(what), ()):
-                        proxy.stop_on(server)
-                elif word == "ended" and self._whole is not None:
-                    self._whole.ended = decoded(what)
-                elif word == "leave":
-                    self._left = True
-                    self._close_sockets()
-                    await told.leave()
-                    # From here on the others add what the supervisor tells them of this process: not both.
-                    self.siblings.stop()
-                    writer.write(self._counted())
-                    break
+            while not self._left and (line := await lines.next()):
+                try:
+                    await self._do(line.decode().strip(), writer, proxy, told)
+                except (LookupError, ValueError) as exc:
+                    # It may run other code. What it says next matters more.
+                    logger.error("the supervisor is not understood (%.40r): %s", line, exc)
         if not self._left:
             logger.warning("the supervisor is gone: process %s ends", self.seat.name)
             self._alone = True
         self._close_sockets()
         writer.close()
         told.end()
+
+    async def _do(self, line: str, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told) -> None:
+        word, _, what = line.partition(" ")
+        if word == "adopt":
+            await self._adopt(proxy, int(what))
+        elif word == "return":
+            for server in self._servers.pop(int(what), ()):
+                proxy.stop_on(server)
+        elif word == "ended" and self._whole is not None:
+            self._whole.ended = decoded(what)
+        elif word == "leave":
+            self._left = True
+            self._close_sockets()
+            await told.leave()
+            # From here on the others add what the supervisor tells them of this process: not both.
+            self.siblings.stop()
+            writer.write(self._counted())
 
     async def _say_counted(self, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():

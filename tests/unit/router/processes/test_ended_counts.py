@@ -19,7 +19,8 @@ from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.merging import counts_of, merged_metrics
-from ghostcacher_router.processes.child import COUNTED, LINE_BYTES_MAX, Child
+from ghostcacher_router.processes.child import COUNTED, Child
+from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX
 from ghostcacher_router.processes.ended_counts import EndedCounts, decoded, encoded, metrics_of_all
 from ghostcacher_router.processes.listeners import Listeners
 from ghostcacher_router.processes.membership import Membership, Told
