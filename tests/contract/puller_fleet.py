@@ -97,7 +97,7 @@ def wait_for(puller: Puller, count: int = 1) -> list[JobResult]:
     return results
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not come true"

@@ -304,7 +304,7 @@ def test_new_peer_is_connected_in_the_background_and_measured() -> None:
         wait_until(lambda: puller.links()["w1"].connected)
         slots = np.arange(64, dtype=np.int64)
         source = PullSource("w1", owner.endpoint.incarnation, slots, np.zeros(64, dtype=np.uint64))
-        puller.submit(PullJob("j", slots, (source,), time.monotonic() + 10))
+        puller.submit(PullJob("j", slots, (source,), time.monotonic() + 60))
         assert wait_for(puller)[0].outcome is PullOutcome.DONE
         link = puller.links()["w1"]
         assert link.transport == "nixl"

@@ -15,7 +15,7 @@ from tests.support.kv_memory import KvMemory
 BIG = {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}
 
 
-def pull(transport: Transport, peer: RankEndpoint, slots: np.ndarray, seconds: float = 10.0) -> PullResult:
+def pull(transport: Transport, peer: RankEndpoint, slots: np.ndarray, seconds: float = 60.0) -> PullResult:
     """Pull slots of generation 0 into the same places."""
     request = PullRequest(peer, slots, slots, np.zeros(len(slots), dtype=np.uint64), time.monotonic() + seconds)
     return transport.pull(request)

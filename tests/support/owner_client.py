@@ -112,7 +112,7 @@ class OwnerProcess:
 def stop_process(pid: int) -> None:
     """Send SIGSTOP and wait until every thread of the process has stopped: they do so one by one."""
     os.kill(pid, signal.SIGSTOP)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any(_state(task) != "T" for task in Path(f"/proc/{pid}/task").iterdir()):
         assert time.monotonic() < until, f"process {pid} did not stop"
         time.sleep(0.001)

@@ -47,7 +47,7 @@ def owner(layout: str) -> Iterator[OwnerProcess]:
 
 
 def pull(transport: Transport, owner: OwnerProcess, local: np.ndarray) -> PullResult:
-    return transport.pull(PullRequest(owner.endpoint, SLOTS, local, FIRST + 1, time.monotonic() + 10))
+    return transport.pull(PullRequest(owner.endpoint, SLOTS, local, FIRST + 1, time.monotonic() + 60))
 
 
 @pytest.mark.parametrize("kind", ["nixl", "relay"])
@@ -137,7 +137,7 @@ def test_blocks_go_down_to_pinned_host_memory_and_come_back(layout: str) -> None
         assert copier.poll(wait_s=20)[0].valid.all()
         for target in (SLOTS + 20, SLOTS[::-1] * 2 + 30):
             memory.clear()
-            result = local.pull(PullRequest(peer, places, target, FIRST, time.monotonic() + 10))
+            result = local.pull(PullRequest(peer, places, target, FIRST, time.monotonic() + 60))
             assert result.outcome is PullOutcome.DONE, result
             assert memory.holds(target, SLOTS, FIRST + 1).all()
             memory.overwrite(SLOTS, FIRST + 1)
@@ -157,7 +157,7 @@ def test_host_slots_of_a_peer_arrive_on_the_device(layout: str) -> None:
     with OwnerProcess({"memory": {"host_slots": 64}}) as owner:
         remote = SLOTS + 64
         owner.call("write", remote, FIRST + 1)
-        request = PullRequest(owner.endpoint, remote, SLOTS * 3, FIRST + 1, time.monotonic() + 10)
+        request = PullRequest(owner.endpoint, remote, SLOTS * 3, FIRST + 1, time.monotonic() + 60)
         result = transport.pull(request)
         assert result.outcome is PullOutcome.DONE, result
         assert memory.holds(SLOTS * 3, remote, FIRST + 1).all()

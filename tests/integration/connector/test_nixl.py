@@ -15,6 +15,7 @@ from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
 from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
+from tests.support.index_parts import wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -30,16 +31,18 @@ def owner() -> Iterator[OwnerProcess]:
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[tuple[NixlTransport, KvMemory]]:
+def reader(owner: OwnerProcess) -> Iterator[tuple[NixlTransport, KvMemory]]:
     memory = KvMemory()
     transport = NixlTransport(memory.memories, memory.table, name="reader")
+    # On a crowded machine connecting may take longer than its bound: it is tried again.
+    wait_until(lambda: transport.reaches(owner.endpoint))
     yield transport, memory
     transport.close()
 
 
 def pull(transport: NixlTransport, peer: RankEndpoint) -> PullResult:
     slots = np.arange(8, dtype=np.int64)
-    return transport.pull(PullRequest(peer, slots, slots, np.zeros(8, dtype=np.uint64), time.monotonic() + 10))
+    return transport.pull(PullRequest(peer, slots, slots, np.zeros(8, dtype=np.uint64), time.monotonic() + 60))
 
 
 def test_damaged_metadata_is_unreachable_and_harmless(
@@ -61,7 +64,7 @@ def test_damaged_metadata_is_unreachable_and_harmless(
         result = pull(transport, peer)
         assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
         transport.forget(peer)
-    assert pull(transport, owner.endpoint).outcome is PullOutcome.DONE
+    wait_until(lambda: pull(transport, owner.endpoint).outcome is PullOutcome.DONE)
 
 
 def test_metadata_of_another_agent_is_refused(owner: OwnerProcess, reader: tuple[NixlTransport, KvMemory]) -> None:
@@ -71,7 +74,7 @@ def test_metadata_of_another_agent_is_refused(owner: OwnerProcess, reader: tuple
     result = pull(transport, stranger)
     assert result.reason is MissReason.PEER_UNREACHABLE
     assert "expected stranger, found owner" in result.detail
-    assert pull(transport, owner.endpoint).outcome is PullOutcome.DONE
+    wait_until(lambda: pull(transport, owner.endpoint).outcome is PullOutcome.DONE)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_record_that_points_elsewhere_fails_and_the_peer_recovers(
     assert result.outcome is PullOutcome.FAILED, result
     assert result.reason in {MissReason.PEER_UNREACHABLE, MissReason.TRANSFER_FAILED}
     assert not result.valid.any()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while pull(transport, owner.endpoint).outcome is not PullOutcome.DONE:
         assert time.monotonic() < until
 
@@ -112,7 +115,7 @@ def test_own_memory_can_be_pulled_over_the_wire(reader: tuple[NixlTransport, KvM
     transport, memory = reader
     memory.overwrite(np.arange(8), np.zeros(8, dtype=np.uint64))
     request = PullRequest(
-        transport.endpoint(rank=0), np.arange(8), np.arange(8) + 20, np.zeros(8, dtype=np.uint64), time.monotonic() + 10
+        transport.endpoint(rank=0), np.arange(8), np.arange(8) + 20, np.zeros(8, dtype=np.uint64), time.monotonic() + 60
     )
     assert transport.pull(request).outcome is PullOutcome.DONE
     assert memory.holds(np.arange(8) + 20, np.arange(8), np.zeros(8, dtype=np.uint64)).all()

