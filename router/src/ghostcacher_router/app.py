@@ -320,7 +320,9 @@ class Router:
             routing.dispatcher,
             admin
             if membership is None
-            else membership.whole(admin, self._metrics, lambda: self._fleet.workers, shared=settings.redis),
+            else membership.whole(
+                admin, self._metrics, self._dashboard, lambda: self._fleet.workers, shared=settings.redis
+            ),
             self._parse,
             self._metrics,
             router=self._name,

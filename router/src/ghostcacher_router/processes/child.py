@@ -5,8 +5,11 @@ They talk over a socket. The first message tells the child its seat and its sett
     child -> supervisor   ready          it accepts connections
                           alive          every second: its event loop runs
                           counted C      every few seconds, and before it ends in order: what it has counted so far
+                          points P       as often: how it has fared since it said so last
+                          said           its last client is gone: that was all; it waits for an `ended` with its name
     supervisor -> child   leave          another one has its slot: it accepts no more, and ends with its last client
-                          ended C        what those had counted, all together, that have ended before
+                          ended E        what those had counted, all together, that have ended before
+                          history P      how these had fared
                           adopt I        slot I has no child: accept for it, too
                           return I       it has one again
 
@@ -23,6 +26,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from struct import Struct
 from typing import Final
 
@@ -39,6 +43,10 @@ ALIVE: Final = b"alive"
 ALIVE_S: Final = 1.0
 """From one such line to the next."""
 COUNTED: Final = b"counted "
+POINTS: Final = b"points "
+SAID: Final = b"said"
+POINTS_LINES_MAX: Final = 720
+"""Of one process: an hour of them."""
 LAST_WORDS_S: Final = 5.0
 """What a child has said before it ended is there, and has yet to be read."""
 PROGRAMS: Final = {Start: "ghostcacher_router.child_main", FeedStart: "ghostcacher_router.feed_main"}
@@ -60,6 +68,9 @@ class Child:
         self._heard_at = asyncio.get_running_loop().time()
         self.counted = b""
         """What it has counted, as it said last (`ended_counts`); empty before it has."""
+        self.points = deque[bytes](maxlen=POINTS_LINES_MAX)
+        """How it has fared, in the lines in which it said so (`ended_history`)."""
+        self._said_all = asyncio.Event()
         self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
         """Returns the exit status, negative when a signal ended it."""
         self._reading = asyncio.create_task(self._read(ControlLines(reader, f"process {start.name}")))
@@ -112,12 +123,14 @@ class Child:
                 os.kill(self.pid, number)
 
     async def has_said_all(self, within_s: float) -> bool:
-        """Say whether it has closed its side of the socket within so long, and before it has ended.
+        """Say whether it has said so within so long, or has closed its side of the socket, and before it has ended.
 
         What it has started may keep that open for longer than it is there itself.
         """
-        await asyncio.wait({self._reading, self.ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        return self._reading.done()
+        said_all = asyncio.create_task(self._said_all.wait())
+        await asyncio.wait({said_all, self.ended}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        said_all.cancel()
+        return self._said_all.is_set()
 
     async def end_within(self, within_s: float) -> int:
         """Return its exit status once it has ended; kill it when it has not in time."""
@@ -147,7 +160,14 @@ class Child:
         with contextlib.suppress(OSError):
             while line := await lines.next():
                 self._heard_at = asyncio.get_running_loop().time()
-                if line.strip() == READY:
-                    self._ready.set()
-                elif line.startswith(COUNTED) and line.endswith(b"\n"):  # One that is killed may break off.
+                if not line.endswith(b"\n"):
+                    break  # One that is killed may break off.
+                if line.startswith(COUNTED):
                     self.counted = line.removeprefix(COUNTED)
+                elif line.startswith(POINTS):
+                    self.points.append(line.removeprefix(POINTS))
+                elif line.strip() == READY:
+                    self._ready.set()
+                elif line.strip() == SAID:
+                    self._said_all.set()
+        self._said_all.set()

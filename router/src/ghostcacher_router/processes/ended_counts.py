@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,14 +15,30 @@ from ghostcacher_router.metrics.merging import counts_of, merged_metrics
 Counts = Mapping[str, Any]
 """Counters and histograms, as `counts_of` returns them."""
 
+NAMES_MAX: Final = 64
+"""Of the last processes that have ended: one that is asked for what it has counted answers within seconds."""
+
 _counts = msgspec.json.Decoder(dict[str, Any])
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What the supervisor tells of the processes that have ended, and of those that have counted their last."""
+
+    names: tuple[str, ...] = ()
+    """The last ones. One of them that answers still is counted twice if its answer is added."""
+    counts: dict[str, Any] = {}
+    """Of all of them, together."""
+
+
+_ended = msgspec.json.Decoder(Ended)
 
 
 class EndedCounts:
     """The sums of all of them, as the supervisor keeps them. As bounded as one router's own."""
 
     def __init__(self) -> None:
-        self._sums: Counts = {}
+        self._sums: dict[str, Any] = {}
+        self._names = deque[str](maxlen=NAMES_MAX)
 
     def __repr__(self) -> str:
         return f"EndedCounts({len(self._sums)} metrics)"
@@ -29,13 +46,14 @@ class EndedCounts:
     def __bool__(self) -> bool:
         return bool(self._sums)
 
-    def add(self, encoded: bytes) -> None:
-        """Add what a process had counted, as `encoded` returns it."""
+    def add(self, name: str, encoded: bytes) -> None:
+        """Add what the process of a name had counted, as `encoded` returns it."""
         self._sums = counts_of(merged_metrics([self._sums, decoded(encoded)]))
+        self._names.append(name)
 
     def encoded(self) -> bytes:
         """Return them for the processes that go on, in one line."""
-        return encoded(self._sums)
+        return msgspec.json.encode(Ended(tuple(self._names), self._sums))
 
 
 def encoded(counts: Counts) -> bytes:
@@ -46,6 +64,11 @@ def encoded(counts: Counts) -> bytes:
 def decoded(line: bytes | str) -> Counts:
     """Return the counts of a line that `encoded` has made."""
     return _counts.decode(line)
+
+
+def decoded_ended(line: bytes | str) -> Ended:
+    """Return what `EndedCounts.encoded` has made a line of."""
+    return _ended.decode(line)
 
 
 def metrics_of_all(living: Iterable[Counts], ended: Counts, workers: Iterable[str]) -> RouterMetrics:

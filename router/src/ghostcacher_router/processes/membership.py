@@ -18,12 +18,13 @@ from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LAST_WORDS_S, READY, SIZE
+from ghostcacher_router.processes.child import ALIVE, ALIVE_S, COUNTED, LAST_WORDS_S, POINTS, READY, SAID, SIZE
 from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX, ControlLines
-from ghostcacher_router.processes.ended_counts import decoded, encoded
+from ghostcacher_router.processes.ended_counts import decoded_ended, encoded
+from ghostcacher_router.processes.ended_history import decoded_points, encoded_points
 from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, FeedStart, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
-from ghostcacher_router.processes.whole_router import WholeRouter
+from ghostcacher_router.processes.whole_router import Fared, WholeRouter
 
 logger = logging.getLogger(__name__)
 
@@ -54,20 +55,29 @@ class Membership:
         self._servers: dict[int, list[asyncio.Server]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._writer: asyncio.StreamWriter | None = None
-        self._left = self._alone = False
+        self._left = self._said_all = self._alone = False
+        self._points_until: float | None = None
+        """The end of the last interval of which the supervisor was told, in seconds since 1970."""
         self._whole: WholeRouter | None = None
 
     def __repr__(self) -> str:
         return f"Membership({self.seat.name}, slots={sorted(self._servers)})"
 
     def whole(
-        self, local: LocalEndpoints, metrics: RouterMetrics, workers: Callable[[], Iterable[str]], *, shared: bool
+        self,
+        local: LocalEndpoints,
+        metrics: RouterMetrics,
+        fared: Fared,
+        workers: Callable[[], Iterable[str]],
+        *,
+        shared: bool,
     ) -> WholeRouter:
         """Return what answers for all processes.
 
-        local: answers for this one. workers: returns their names. shared: whether the processes have a Redis.
+        local: answers for this one. metrics, fared: of this one. workers: returns their names. shared: whether the
+        processes have a Redis.
         """
-        self._whole = WholeRouter(local, metrics, self.seat, self.siblings, workers=workers, shared=shared)
+        self._whole = WholeRouter(local, metrics, fared, self.seat, self.siblings, workers=workers, shared=shared)
         return self._whole
 
     def shared(self) -> tuple[Subscription | None, SiblingLocks | None]:
@@ -116,19 +126,40 @@ class Membership:
     async def _follow(self, lines: ControlLines, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told) -> None:
         with contextlib.suppress(OSError):
             while not self._left and (line := await lines.next()):
-                try:
-                    await self._do(line.decode().strip(), writer, proxy, told)
-                except (LookupError, ValueError) as exc:
-                    # It may run other code. What it says next matters more.
-                    logger.error("the supervisor is not understood (%.40r): %s", line, exc)
-        if not self._left:
+                await self._hear(line, proxy, told)
+        if self._left:
+            await self._be_counted(lines, writer, proxy, told)
+        else:
             logger.warning("the supervisor is gone: process %s ends", self.seat.name)
             self._alone = True
         self._close_sockets()
         writer.close()
         told.end()
 
-    async def _do(self, line: str, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told) -> None:
+    async def _be_counted(
+        self, lines: ControlLines, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told
+    ) -> None:
+        """Say all, and answer the others until they have been told of it: a sum that lacked it would fall."""
+        writer.write(self._counted(last=True) + SAID + b"\n")
+        self._said_all = True
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                while not self._is_counted and (line := await lines.next()):
+                    await self._hear(line, proxy, told)
+        self.siblings.stop()
+
+    @property
+    def _is_counted(self) -> bool:
+        return self._whole is None or self.seat.name in self._whole.ended.names
+
+    async def _hear(self, line: bytes, proxy: HttpProxy, told: Told) -> None:
+        try:
+            await self._do(line.decode().strip(), proxy, told)
+        except (LookupError, ValueError) as exc:
+            # It may run other code. What it says next matters more.
+            logger.error("the supervisor is not understood (%.40r): %s", line, exc)
+
+    async def _do(self, line: str, proxy: HttpProxy, told: Told) -> None:
         word, _, what = line.partition(" ")
         if word == "adopt":
             await self._adopt(proxy, int(what))
@@ -136,33 +167,42 @@ class Membership:
             for server in self._servers.pop(int(what), ()):
                 proxy.stop_on(server)
         elif word == "ended" and self._whole is not None:
-            self._whole.ended = decoded(what)
+            self._whole.ended = decoded_ended(what)
+        elif word == "history" and self._whole is not None:
+            self._whole.ended_points = decoded_points(what)
         elif word == "leave":
             self._left = True
             self._close_sockets()
             await told.leave()
-            # From here on the others add what the supervisor tells them of this process: not both.
-            self.siblings.stop()
-            writer.write(self._counted())
 
     async def _say_counted(self, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():
             await asyncio.sleep(COUNTED_S)
-            if not writer.transport.get_write_buffer_size():  # A supervisor that hangs has enough to read.
+            if (
+                not self._said_all and not writer.transport.get_write_buffer_size()
+            ):  # A supervisor that hangs has enough to read.
                 writer.write(self._counted())
 
     async def _say_last(self, writer: asyncio.StreamWriter) -> None:
         """Say what this process has counted if it has not left, but was sent a signal, and see that all was said."""
         if not writer.is_closing():
-            writer.write(self._counted())
+            if not self._said_all:
+                writer.write(self._counted(last=True))
             writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await writer.wait_closed()
 
-    def _counted(self) -> bytes:
-        """Return the line that says what this process has counted."""
-        return b"" if self._whole is None else COUNTED + encoded(self._whole.own_counts()) + b"\n"
+    def _counted(self, *, last: bool = False) -> bytes:
+        """Return the lines that say what this process has counted, and how it has fared since they did so last."""
+        if self._whole is None:
+            return b""
+        lines = COUNTED + encoded(self._whole.own_counts()) + b"\n"
+        points = self._whole.own_points(self._points_until, last=last)
+        if points:
+            self._points_until = points[-1].at
+            lines += POINTS + encoded_points(points) + b"\n"
+        return lines
 
     async def _adopt(self, proxy: HttpProxy, slot: int) -> None:
         try:

@@ -119,27 +119,36 @@ MERGED: Mapping[str, Callable[[Json, Sequence[Json]], Json]] = {
 """How answers are merged that are read, by path."""
 
 
-def merged_history(histories: Sequence[History], after: float | None) -> History:
-    """Return one history of all processes, of the asked one first. after: seconds since 1970; None: all.
+def merged_history(histories: Sequence[History], after: float | None, ended: Sequence[HistoryPoint] = ()) -> History:
+    """Return one history of all processes, of the asked one first.
 
+    after: seconds since 1970; None: all. ended: the points of processes that have ended.
     Each samples at its own moments: their points are put into common intervals. One that not all of them can have ended
     yet is left out.
     """
     own = histories[0]
-    step_s = own.interval_s
-    ended_by = own.now - 2 * step_s
-    found: dict[float, dict[int, list[HistoryPoint]]] = {}
-    for process, history in enumerate(histories):
-        for point in history.points:
-            end = math.ceil(point.at / step_s) * step_s
-            if end <= ended_by and (after is None or end > after):
-                found.setdefault(end, {}).setdefault(process, []).append(point)
-    points = tuple(_merged_point(end, step_s, list(found[end].values())) for end in sorted(found))
+    ended_by = own.now - 2 * own.interval_s
+    begin = -math.inf if after is None else after
+    points = merged_points((*(history.points for history in histories), ended), own.interval_s, begin)
     first_tokens = FirstTokens(
         forecast_ms=tuple(value for history in histories for value in history.first_tokens.forecast_ms),
         observed_ms=tuple(value for history in histories for value in history.first_tokens.observed_ms),
     )
+    points = tuple(point for point in points if point.at <= ended_by)
     return msgspec.structs.replace(own, points=points, first_tokens=first_tokens)
+
+
+def merged_points(
+    by_process: Iterable[Iterable[HistoryPoint]], step_s: float, after: float = -math.inf
+) -> tuple[HistoryPoint, ...]:
+    """Return the points of all processes that ended after a moment, in intervals of so many seconds."""
+    found: dict[float, dict[int, list[HistoryPoint]]] = {}
+    for process, points in enumerate(by_process):
+        for point in points:
+            end = math.ceil(point.at / step_s) * step_s
+            if end > after:
+                found.setdefault(end, {}).setdefault(process, []).append(point)
+    return tuple(_merged_point(end, step_s, list(found[end].values())) for end in sorted(found))
 
 
 def _merged_point(end: float, step_s: float, by_process: Sequence[Sequence[HistoryPoint]]) -> HistoryPoint:

@@ -22,6 +22,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.ghostlock.sibling_locks import shared_file
 from ghostcacher_router.processes.child import Child
 from ghostcacher_router.processes.ended_counts import EndedCounts
+from ghostcacher_router.processes.ended_history import EndedHistory
 from ghostcacher_router.processes.feed import FeedProcess
 from ghostcacher_router.processes.listeners import Listeners
 from ghostcacher_router.processes.seat import Seat, Start
@@ -90,7 +92,7 @@ class Supervisor:
         self._generation = self._feeds = 0
         self._feed = self._new_feed()
         self._alive: set[Child] = set()
-        self._ended = EndedCounts()
+        self._ended, self._history = EndedCounts(), EndedHistory()
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_wanted = asyncio.Event()
         self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -201,23 +203,30 @@ class Supervisor:
         return FeedProcess(self._folder, self._feeds, self._settings)
 
     def _forget(self, child: Child) -> None:
-        """Let go of a child that has ended, but not of what it has counted."""
-        (self._folder / child.name).unlink(missing_ok=True)
+        """Let go of a child that has ended, or has said all, but not of what it has counted."""
         counted, child.counted = child.counted, b""
-        if not counted:
-            return
+        if counted and self._keep_counts(child, counted):
+            # Itself the last: it answers until it is told.
+            for other in sorted(self._alive, key=lambda other: other is child):
+                self._tell_ended(other)
+        (self._folder / child.name).unlink(missing_ok=True)
+
+    def _keep_counts(self, child: Child, counted: bytes) -> bool:
+        """Add what a child has counted to that of all, and say whether it is understood."""
         try:
-            self._ended.add(counted)
+            self._ended.add(child.name, counted)
+            self._history.add(child.points, time.time())
         except (msgspec.MsgspecError, TypeError, ValueError, LookupError) as exc:
             # It may have run other code. Nobody's request is to fail for sums that lack something.
             logger.error("what process %s had counted is lost: %s", child.name, exc)
-            return
-        for other in self._alive:
-            self._tell_ended(other)
+            return False
+        return True
 
     def _tell_ended(self, child: Child) -> None:
         if self._ended:
             child.tell(f"ended {self._ended.encoded().decode()}")
+        if self._history:
+            child.tell(f"history {self._history.encoded().decode()}")
 
     def _give_up_if_hopeless(self) -> None:
         if not self._slots.children and all(slot.failures >= FAILURES_MAX for slot in self._slots):

@@ -11,18 +11,19 @@ With the header `x-gc-process: own` it answers for itself alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
 
-from ghostcacher_connector.core.dashboard_api import History
+from ghostcacher_connector.core.dashboard_api import History, HistoryPoint
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.merging import counts_of, merged_page
-from ghostcacher_router.processes.ended_counts import Counts, metrics_of_all
+from ghostcacher_router.processes.ended_counts import Ended, metrics_of_all
+from ghostcacher_router.processes.ended_history import recent
 from ghostcacher_router.processes.merging import MERGED, merged_drain, merged_history
 from ghostcacher_router.processes.seat import Seat
 from ghostcacher_router.processes.siblings import COUNTS, PAGE, Answer, Question, Siblings
@@ -33,6 +34,16 @@ ALONE = b"x-gc-process"
 OK = 200
 
 
+class Fared(Protocol):
+    """How one process has fared."""
+
+    def history(self, after: float | None) -> History:
+        """Return how it did after a time, in seconds since 1970; None: in all that is kept."""
+
+    def sample(self) -> None:
+        """Add what has happened since the last interval ended."""
+
+
 class WholeRouter:
     """The `LocalEndpoints` of one process, for all of them. On the event loop only."""
 
@@ -40,19 +51,22 @@ class WholeRouter:
         self,
         local: LocalEndpoints,
         metrics: RouterMetrics,
+        fared: Fared,
         seat: Seat,
         siblings: Siblings,
         *,
         workers: Callable[[], Iterable[str]],
         shared: bool,
     ) -> None:
-        """local: of this process alone. workers: returns their names. shared: whether flushes reach the others through
-        Redis.
+        """local, metrics, fared: of this process alone. workers: returns their names. shared: whether flushes reach the
+        others through Redis.
         """
-        self._local, self._metrics, self._seat, self._siblings = local, metrics, seat, siblings
+        self._local, self._metrics, self._fared, self._seat, self._siblings = local, metrics, fared, seat, siblings
         self._workers, self._shared = workers, shared
-        self.ended: Counts = {}
-        """What the processes had counted that have ended."""
+        self.ended = Ended()
+        """What the processes had counted that have ended, or have counted their last."""
+        self.ended_points: Sequence[HistoryPoint] = ()
+        """How these had fared."""
 
     def __repr__(self) -> str:
         return f"WholeRouter({self._seat.name}, {self._local!r})"
@@ -85,6 +99,16 @@ class WholeRouter:
         """Return what this process has counted."""
         return counts_of(self._metrics)
 
+    def own_points(self, after: float | None, *, last: bool) -> Sequence[HistoryPoint]:
+        """Return how this process has fared after a time, in seconds since 1970. last: up to now."""
+        if last:
+            self._fared.sample()
+        return self._fared.history(after).points
+
+    def _not_ended(self, answers: Mapping[str, Answer]) -> list[Answer]:
+        """Return the answers but of those that are in `ended` by now, though they answer still."""
+        return [answer for name, answer in answers.items() if name not in self.ended.names]
+
     async def _of_all(self, request: LocalRequest, own: LocalResponse) -> LocalResponse:
         path, reads = request.path, request.method == "GET"
         if reads and path == "/metrics":
@@ -92,10 +116,10 @@ class WholeRouter:
             pages = {self._seat.name: own.body} | {name: answer.body for name, answer in answers.items()}
             return own._replace(body=merged_page(pages))
         if reads and path == "/gc/stats":
-            ended = self.ended  # As of before the others are asked: one that has answered may end meanwhile.
             answers = await self._siblings.ask(Question(COUNTS))
-            counts = [self.own_counts(), *(answer.counts for answer in answers.values())]
-            return own._replace(body=msgspec.json.encode(metrics_of_all(counts, ended, self._workers()).stats()))
+            counts = [self.own_counts(), *(answer.counts for answer in self._not_ended(answers))]
+            whole = metrics_of_all(counts, self.ended.counts, self._workers())
+            return own._replace(body=msgspec.json.encode(whole.stats()))
         if reads and path == "/gc/history":
             return await self._history(request, own)
         if (merge := MERGED.get(path)) is not None:
@@ -120,8 +144,8 @@ class WholeRouter:
             request = request._replace(query=f"after={after - 3 * mine.interval_s}")
             mine = answer((await self._local.handle(request)).body)
         answers = await self._siblings.ask(Question.of(request))
-        others = [answer(each.body) for each in answers.values() if each.status == OK]
-        merged = merged_history([mine, *others], after)
+        others = [answer(each.body) for each in self._not_ended(answers) if each.status == OK]
+        merged = merged_history([mine, *others], after, recent(self.ended_points, mine.now))
         return own._replace(body=msgspec.json.encode(msgspec.structs.replace(merged, router=self._seat.router)))
 
     async def _ask(self, request: LocalRequest) -> list[dict[str, object]]:

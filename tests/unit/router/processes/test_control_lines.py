@@ -15,11 +15,18 @@ from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.processes.child import Child
 from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX, ControlLines
+from ghostcacher_router.processes.ended_counts import Ended
 from ghostcacher_router.processes.membership import Membership, Told
 from ghostcacher_router.processes.seat import Seat
+from tests.support.kept_history import KeptHistory
 from tests.support.proxy_rig import on_loop
 
 LIMIT = 16
+
+
+def told_of(name: str) -> bytes:
+    """Return the line by which a supervisor says that it has what the process of a name had counted."""
+    return b"ended " + msgspec.json.encode(Ended((name,))) + b"\n"
 
 
 async def heard(data: bytes, step: int) -> list[bytes]:
@@ -100,7 +107,7 @@ async def test_process_hears_its_supervisor_after_what_it_does_not_understand(tm
     """It would never leave otherwise."""
     ours, theirs = socket.socketpair()
     membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    membership.whole(cast(Any, None), RouterMetrics(), list, shared=False)
+    membership.whole(cast(Any, None), RouterMetrics(), KeptHistory(RouterMetrics()), list, shared=False)
     _, writer = await asyncio.open_connection(sock=ours)
     left, ended = asyncio.Event(), asyncio.Event()
 
@@ -108,7 +115,7 @@ async def test_process_hears_its_supervisor_after_what_it_does_not_understand(tm
         left.set()
 
     await membership.follow(cast(HttpProxy, None), Told(leave, ended.set))
-    writer.write(line + b"\nleave\n")
+    writer.write(line + b"\nleave\n" + told_of("0.1"))
     async with asyncio.timeout(60.0):
         await ended.wait()
     assert left.is_set()

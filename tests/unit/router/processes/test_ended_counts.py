@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import msgspec
 import pytest
 
+from ghostcacher_connector.core.dashboard_api import HistoryPoint
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
@@ -19,17 +22,29 @@ from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.merging import counts_of, merged_metrics
-from ghostcacher_router.processes.child import COUNTED, Child
+from ghostcacher_router.processes.child import COUNTED, SAID, Child
 from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX
-from ghostcacher_router.processes.ended_counts import EndedCounts, decoded, encoded, metrics_of_all
+from ghostcacher_router.processes.ended_counts import (
+    Ended,
+    EndedCounts,
+    decoded,
+    decoded_ended,
+    encoded,
+    metrics_of_all,
+)
+from ghostcacher_router.processes.ended_history import encoded_points
 from ghostcacher_router.processes.listeners import Listeners
 from ghostcacher_router.processes.membership import Membership, Told
 from ghostcacher_router.processes.seat import Seat
+from ghostcacher_router.processes.siblings import Answer, Question, Siblings
 from ghostcacher_router.processes.supervisor import Supervisor
+from ghostcacher_router.processes.whole_router import WholeRouter
 from ghostcacher_router.types import Reason
+from tests.support.kept_history import KeptHistory
 from tests.support.proxy_rig import on_loop
 
 STATS = LocalRequest("GET", "/gc/stats", "", {}, b"", None)
+SEAT = Seat(0, 1, 2, "r", "", ())
 
 
 def metrics(requests: int, *, worker: str = "a", latency_ms: float = 1.0) -> RouterMetrics:
@@ -48,9 +63,11 @@ def counts(requests: int, **given: Any) -> dict[str, Any]:
 def test_sums_do_not_fall_when_processes_end() -> None:
     """However many have; quantiles are of all values, too."""
     ended = EndedCounts()
-    ended.add(encoded(counts(2, latency_ms=40.0)))
-    ended.add(encoded(counts(3)))
-    whole = metrics_of_all([counts(4), counts(5)], decoded(ended.encoded()), ["a"])
+    ended.add("0.1", encoded(counts(2, latency_ms=40.0)))
+    ended.add("1.2", encoded(counts(3)))
+    told = decoded_ended(ended.encoded())
+    assert told.names == ("0.1", "1.2")
+    whole = metrics_of_all([counts(4), counts(5)], told.counts, ["a"])
     assert whole.stats() == merged_metrics([counts(2, latency_ms=40.0), counts(12)]).stats()
 
 
@@ -84,13 +101,22 @@ class Nothing:
         return LocalResponse(200, (), b"{}")
 
 
+def line_of(*names: str, requests: int) -> bytes:
+    """Return the line by which a supervisor tells of processes that have ended."""
+    return b"ended " + msgspec.json.encode(Ended(names, counts(requests))) + b"\n"
+
+
 @on_loop
 async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_path: Path) -> None:
-    """At once when it is ready, for it may be killed; and when it leaves, the last requests among it."""
+    """At once when it is ready, for it may be killed; and when it leaves, the last requests among it.
+
+    The others can ask it until they have been told: neither lack its counts, nor add them twice.
+    """
     ours, theirs = socket.socketpair()
     own = metrics(1)
     membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    whole = membership.whole(cast(LocalEndpoints, Nothing()), own, lambda: ["a"], shared=False)
+    local = cast(LocalEndpoints, Nothing())
+    whole = membership.whole(local, own, KeptHistory(own), lambda: ["a"], shared=False)
     reader, writer = await asyncio.open_connection(sock=ours)
     ended = asyncio.Event()
 
@@ -100,15 +126,58 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
     await membership.follow(cast(HttpProxy, None), Told(leave, ended.set))
     assert await reader.readline() == b"ready\n"
     assert decoded((await reader.readline()).removeprefix(COUNTED)) == decoded(encoded(counts(1)))
-    writer.write(b"ended " + encoded(counts(7)) + b"\nleave\n")
-    await ended.wait()
+    writer.write(line_of("1.2", requests=7) + b"leave\n")
+    said = list[bytes]()
+    while SAID not in said:
+        said.append((await reader.readline()).strip())
+    found = [decoded(line.removeprefix(COUNTED)) for line in said if line.startswith(COUNTED)]
+    assert merged_metrics([found[-1]]).stats().requests.total == 2
     stats = msgspec.json.decode((await whole.handle(STATS)).body)
     assert stats["requests"]["total"] == 2 + 7
-    said = (await reader.read()).splitlines()
-    assert merged_metrics([decoded(said[-1].removeprefix(COUNTED))]).stats().requests.total == 2
-    assert not list(tmp_path.iterdir()), "a process that answers others as well is counted twice"
+    assert [path.name for path in tmp_path.iterdir()] == ["0.1"], "it answers still"
+    writer.write(line_of("1.2", "0.1", requests=9))
+    await ended.wait()
+    assert COUNTED not in await reader.read(), "it would be counted twice"
+    assert not list(tmp_path.iterdir())
     await membership.stop()
     writer.close()
+
+
+@on_loop
+async def test_process_that_is_ended_while_others_are_told_of_it_says_no_more(tmp_path: Path) -> None:
+    """It would be counted twice."""
+    ours, theirs = socket.socketpair()
+    own = metrics(1)
+    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
+    membership.whole(cast(LocalEndpoints, Nothing()), own, KeptHistory(own), lambda: ["a"], shared=False)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    await membership.follow(cast(HttpProxy, None), Told(partial(asyncio.sleep, 0), lambda: None))
+    writer.write(b"leave\n")
+    await reader.readuntil(SAID + b"\n")
+    await membership.stop()
+    assert COUNTED not in await reader.read()
+    writer.close()
+
+
+@on_loop
+async def test_answer_of_a_process_that_has_counted_its_last_is_not_added(tmp_path: Path) -> None:
+    """The sums have it already, by what the supervisor has told meanwhile."""
+    asked = metrics(1)
+    local = cast(LocalEndpoints, Nothing())
+    siblings, leaving = Siblings(tmp_path, "0.1"), Siblings(tmp_path, "1.2")
+    whole = WholeRouter(local, asked, KeptHistory(asked), SEAT, siblings, workers=lambda: ["a"], shared=False)
+
+    told = [("2.3",), ("2.3", "1.2")]
+
+    async def answer(_: Question) -> Answer:
+        whole.ended = Ended(told.pop(0), counts(7))
+        return Answer(counts=counts(5))
+
+    await leaving.start(answer)
+    for total in 1 + 5 + 7, 1 + 7:
+        stats = msgspec.json.decode((await whole.handle(STATS)).body)
+        assert stats["requests"]["total"] == total
+    leaving.stop()
 
 
 @on_loop
@@ -117,17 +186,17 @@ async def test_process_that_is_ended_by_a_signal_says_what_it_has_counted(tmp_pa
     ours, theirs = socket.socketpair()
     own = metrics(1)
     membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    membership.whole(cast(LocalEndpoints, Nothing()), own, lambda: ["a"], shared=False)
+    membership.whole(cast(LocalEndpoints, Nothing()), own, KeptHistory(own), lambda: ["a"], shared=False)
     reader, writer = await asyncio.open_connection(sock=ours)
     await membership.follow(cast(HttpProxy, None), Told(asyncio.Event().wait, lambda: None))
     own.answered("/v1/completions", 200)
     await membership.stop()
-    said = (await reader.read()).splitlines()
+    said = [line for line in (await reader.read()).splitlines() if line.startswith(COUNTED)]
     assert merged_metrics([decoded(said[-1].removeprefix(COUNTED))]).stats().requests.total == 2
     writer.close()
 
 
-class Ended:
+class Gone:
     """A process that has ended."""
 
     async def wait(self) -> int:
@@ -145,7 +214,7 @@ async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
     """They may be on their way still; a line that breaks off is none."""
     ours, theirs = socket.socketpair()
     connection = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
-    child = Child(cast(Any, First()), cast(Any, Ended()), *connection)
+    child = Child(cast(Any, First()), cast(Any, Gone()), *connection)
     assert await child.ended == 0
     theirs.recv(1 << 16)
     last = b'{"a":"' + b"x" * (1 << 20) + b'"}\n'
@@ -164,7 +233,7 @@ async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
 async def test_nobody_waits_for_last_words_of_a_process_that_has_ended() -> None:
     """Its side of the socket may be open still, in what it has started."""
     ours, theirs = socket.socketpair()
-    child = Child(cast(Any, First()), cast(Any, Ended()), *await asyncio.open_connection(sock=ours))
+    child = Child(cast(Any, First()), cast(Any, Gone()), *await asyncio.open_connection(sock=ours))
     async with asyncio.timeout(60):
         assert not await child.has_said_all(600.0)
     theirs.close()
@@ -178,6 +247,7 @@ class Started:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.points: list[bytes] = []
 
     def tell(self, line: str) -> None:
         self.lines.append(line)
@@ -213,9 +283,9 @@ async def test_counts_that_are_not_understood_end_no_supervisor(tmp_path: Path, 
     child = Started()
     child.counted = line
     with supervising(tmp_path) as supervisor:
-        supervisor._ended.add(encoded(counts(2)))
+        supervisor._ended.add("1.2", encoded(counts(2)))
         supervisor._forget(cast(Child, child))
-        assert supervisor._ended.encoded() == encoded(counts(2))
+        assert supervisor._ended.encoded() == msgspec.json.encode(Ended(("1.2",), counts(2)))
 
 
 @on_loop
@@ -225,9 +295,30 @@ async def test_process_that_is_started_is_told_of_those_that_have_ended(
     """It may be asked as any other."""
     child = Started.next(monkeypatch)
     with supervising(tmp_path) as supervisor:
-        supervisor._ended.add(encoded(counts(2)))
+        supervisor._ended.add("1.2", encoded(counts(2)))
         await supervisor._start(next(iter(supervisor._slots)))
-    assert child.lines == [f"ended {encoded(counts(2)).decode()}"]
+    assert child.lines == [line_of("1.2", requests=2).decode().strip()]
+
+
+@on_loop
+async def test_others_are_told_before_a_process_that_answers_still_is_let_go(tmp_path: Path) -> None:
+    """How it has fared, too. Its socket is there until then."""
+    told = list[tuple[str, str]]()
+
+    class Listener(Started):
+        def tell(self, line: str) -> None:
+            told.append((self.name, line.partition(" ")[0]))
+            assert socket_of_it.exists()
+
+    leaving, others = Listener(), [Listener(), Listener()]
+    leaving.name, socket_of_it = "1.2", tmp_path / "1.2"
+    leaving.counted, leaving.points = encoded(counts(2)), [encoded_points((HistoryPoint(time.time(), 5.0),))]
+    socket_of_it.touch()
+    with supervising(tmp_path) as supervisor:
+        supervisor._alive = {cast(Child, each) for each in (others[0], leaving, others[1])}
+        supervisor._forget(cast(Child, leaving))
+    assert told == [(name, word) for name in ("0.1", "0.1", "1.2") for word in ("ended", "history")]
+    assert not socket_of_it.exists()
 
 
 class Leaving(Started):
@@ -263,4 +354,4 @@ async def test_what_a_process_has_counted_is_known_before_it_has_ended(
         assert not replacing.done()
         ended.set()
         assert await replacing
-    assert successor.lines == [f"ended {encoded(counts(2)).decode()}"]
+    assert successor.lines == [line_of("0.1", requests=2).decode().strip()]

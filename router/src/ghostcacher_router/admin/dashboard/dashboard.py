@@ -66,6 +66,10 @@ class Dashboard:
         """Return how the router fared after a time, in seconds since 1970; None: in all that is kept."""
         return self._history.since(after)
 
+    def sample(self) -> None:
+        """Add what has happened since the last interval ended to the history."""
+        self._history.sample()
+
     async def prefixes(self) -> Prefixes:
         """Return what many prompts begin with, and who holds it."""
         return await self._prefixes.report()
