@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 
 from ghostcacher_router.config import load_router_settings
-from tests.support.helm_chart import Pod, all_values, engines_of, environment, needs_tools, pods, render, rendered
+from tests.support.helm_chart import (
+    DEPLOY,
+    Pod,
+    all_values,
+    engines_of,
+    environment,
+    needs_tools,
+    pods,
+    render,
+    rendered,
+)
 
 pytestmark = needs_tools
 
 ROUTER_LEAVES_S = 2
 """Beyond drain_timeout_s, as docs/operating/router.md says."""
+PART_OF = "app.kubernetes.io/part-of"
 GIB = 1024
 """In MiB."""
 
@@ -80,6 +91,18 @@ def test_namespace_asks_for_no_lower_level_than_its_pods_need(own: dict[str, Any
     objects = render({"namespace": {"create": True}, "engines": [{"name": "a", "model": "m", **own}]})
     namespace = next(found for found in objects if found["kind"] == "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == level
+
+
+@pytest.mark.parametrize("name", all_values())
+def test_all_that_reads_secrets_is_restarted_by_the_one_command_of_the_docs(name: str) -> None:
+    """Nothing else restarts it when they change."""
+    objects = rendered(name)
+    fleet = next(pod for pod in pods(objects) if pod.component == "router").labels[PART_OF]
+    found = [each for each in objects if "template" in each.get("spec", {})]
+    assert {each["kind"] for each in found} <= {"Deployment", "StatefulSet"}
+    assert all(each["metadata"]["labels"][PART_OF] == fleet for each in found)
+    text = (DEPLOY.parent / "docs" / "operating" / "kubernetes.md").read_text()
+    assert f"rollout restart deployment,statefulset -l {PART_OF}=" in text
 
 
 def selected(objects: list[dict[str, Any]], labels: Mapping[str, str]) -> set[str]:
