@@ -128,7 +128,7 @@ class Client:
         """Call a method on every rank; return their answers (needs VLLM_SERVER_DEV_MODE=1, which the harness sets)."""
         return list(self._json(self._post("/collective_rpc", {"method": method, "args": list(args)}, {}))["results"])
 
-    def reset_prefix_cache(self, *, deadline_s: float = 10.0) -> None:
+    def reset_prefix_cache(self, *, deadline_s: float = 60.0) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE=1, which the harness sets).
 
         Blocks of requests that are just ending are still held: asks again until the deadline, then raises ServerError.

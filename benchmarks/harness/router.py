@@ -19,7 +19,7 @@ from benchmarks.harness.client import Client
 from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.process.guarded import GuardedProcess
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 POLL_S = 0.05
 
 
@@ -101,7 +101,7 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
     def get(self, path: str, *, default: Any = ...) -> Any:
         """Return the JSON at a path of the router's own; `default`, when given, for one that does not answer."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as reply:  # noqa: S310
+            with urllib.request.urlopen(self.url + path, timeout=60) as reply:  # noqa: S310
                 return json.loads(reply.read() or b"null") or {}
         except (urllib.error.URLError, OSError):
             if default is ...:

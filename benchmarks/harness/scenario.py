@@ -22,7 +22,7 @@ from benchmarks.harness.engine import Engine
 from benchmarks.harness.report import mebibytes, milliseconds, rate, table
 from ghostcacher_connector.core.types import MissReason
 
-PUBLISH_DEADLINE_S = 10.0
+PUBLISH_DEADLINE_S = 60.0
 NUDGE_TOKENS = 3
 """Length of a prompt that only makes the engine take a step, and so report its statistics: under one block."""
 
@@ -71,7 +71,7 @@ def nudge(client: Client) -> None:
     client.complete([NUDGE_TOKENS] * NUDGE_TOKENS, max_tokens=2, pull=False)
 
 
-def wait_until_joined(engines: Sequence[Engine], *, deadline_s: float = 30.0) -> None:
+def wait_until_joined(engines: Sequence[Engine], *, deadline_s: float = 60.0) -> None:
     """Return when each engine sees all the others. Raises NotShared, with what to look at."""
     deadline = time.monotonic() + deadline_s
     for engine in engines:

@@ -16,7 +16,7 @@ from tests.support.providers.routed import routed
 from tests.support.providers.server import Authority, ProviderServer
 
 KEY = "sk-of-the-test"
-START_S = 30.0
+START_S = 60.0
 
 
 class Hosted(NamedTuple):

@@ -30,7 +30,7 @@ from ghostcacher_connector.core.redis.url import make_client, parse_redis_url
 from ghostcacher_connector.core.types import WorkerRecord
 from tests.support.redis_proxy import Proxy
 
-CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
+CONNECTOR = {"pull": "always", "redis_timeout_s": 3.0, "lookup_deadline_ms": 5000.0}
 """Pull whatever is there, and be patient with Redis: two cores carry everything."""
 
 BLOCK_TOKENS = 32
@@ -80,8 +80,8 @@ class Fleet:
         self.engines = {engine.options.name: engine for engine in engines}
         self.models: dict[str, str] = {}
         """By the name of an engine: the model that its requests name, where that is not its own, such as an adapter."""
-        self.index = RedisIndex(redis.url, timeout_s=2.0)
-        self._raw = make_client(parse_redis_url(redis.url), 2.0)
+        self.index = RedisIndex(redis.url, timeout_s=10.0)
+        self._raw = make_client(parse_redis_url(redis.url), 10.0)
         self._documents = documents
         self.window_blocks = 0
         """How many blocks of a prompt have an entry in a second KV cache group, too: vLLM keeps the last ones alone."""
@@ -222,7 +222,7 @@ class Counters:
             return seen[-1] >= count
 
         try:
-            until(reached, f"{name}{labels or ''} to grow by {count}", timeout_s=10.0)
+            until(reached, f"{name}{labels or ''} to grow by {count}")
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it grew by {seen[-1]}; misses: {self.reasons()}") from exc
 

@@ -134,8 +134,10 @@ def test_concurrent_requests_on_busy_engines_answer_as_alone(fleet: Fleet) -> No
 def test_prefix_that_is_being_computed_is_pulled_as_far_as_it_is_done(fleet: Fleet) -> None:
     """Asking one engine for a document while the other is in the midst of it gives no half-computed block."""
     tokens = 6 * CHUNK_TOKENS
-    pulled_tokens = []
-    for _ in range(4):
+    pulled_tokens: list[int] = []
+    # The faster the machine, the more seldom b asks in time.
+    while len(pulled_tokens) < 4 or not any(0 < pulled < tokens for pulled in pulled_tokens):
+        assert len(pulled_tokens) < 16, f"never in the midst: {pulled_tokens} of {tokens}"
         prompt = fleet.document(tokens + 1)
         before = fleet.entries("a")
         with ThreadPoolExecutor(1) as owner:
@@ -146,10 +148,9 @@ def test_prefix_that_is_being_computed_is_pulled_as_far_as_it_is_done(fleet: Fle
                 asked = prompt[: len(prompt) - len(answers)]
                 answers.append((asked, fleet.client("b").complete(asked, max_tokens=4)))
                 fleet.client("b").reset_prefix_cache()
-        pulled_tokens.append(answers[0][1].cached_tokens)
+        pulled_tokens.append(answers[0][1].cached_tokens or 0)
         for asked, answer in answers:
             assert_same(answer, fleet.recompute("b", asked, max_tokens=4), tolerance=TOLERANCE)
-    assert any(0 < pulled < tokens for pulled in pulled_tokens), f"never in the midst: {pulled_tokens} of {tokens}"
 
 
 def test_client_that_goes_away_around_a_pull_leaves_no_block_behind(fleet: Fleet) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ghostcacher_simulator.api import events_of
 from tests.support.index_parts import wait_until
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """For one answer, however many stops and restarts it meets on a busy machine."""
 PAUSE_S = 0.01
 REUSES = 8

@@ -102,7 +102,7 @@ def test_up_serves_until_signal_then_ends_router_first(folder: Path, ups: list[U
     """All are started; a signal ends the router, then the engines, then Redis, and that is a success."""
     ups.append(up := Up(folder, "--workers", "2"))
     up.wait_for("Ready at")
-    with urllib.request.urlopen(f"http://127.0.0.1:{up.port}/health", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{up.port}/health", timeout=60) as reply:
         assert reply.status == 200
     assert up.redis_runs()
     assert up.end(number) == 0

@@ -147,7 +147,7 @@ def test_router_runs_without_an_engine(python: Path, tmp_path: Path) -> None:
             line = next(line for line in router.stderr if "listens on" in line)
             assert f"listens on http://127.0.0.1:{port}, waiting for workers" in line
             with pytest.raises(urllib.error.HTTPError, match="503") as answer:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=60)
             answer.value.close()
         finally:
             router.terminate()

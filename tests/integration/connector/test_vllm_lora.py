@@ -307,7 +307,11 @@ def test_every_mark_is_true_whatever_adapters_become(
     stable = [lora(name, number, write_adapter(tmp_path / "b" / name, number)) for number, name in enumerate(names, 1)]
     for name in names:
         write_adapter(tmp_path / "a" / name, 3)
-    for number in range(ROUNDS):
+    number = 0
+    # Where the engines' threads are slow, few requests end in so many rounds.
+    while number < ROUNDS or min(len(truth.entries) for truth in truths) <= 10:
+        assert number < 20 * ROUNDS, "hardly anything was published, so that nothing is proved"
+        number += 1
         for engine in (a, b):
             prompt = source.choice(documents)[: source.randrange(20, 96)] + tokens_of(source.randrange(3), 20)
             if engine is a:
@@ -331,4 +335,3 @@ def test_every_mark_is_true_whatever_adapters_become(
         engine.run(timeout_s=60)
     assert [truth.lies() for truth in truths] == [[], []]
     assert b.wrong == []
-    assert min(len(truth.entries) for truth in truths) > 10

@@ -251,7 +251,7 @@ async def test_router_that_stops_answers_what_waits() -> None:
     """Those that have their turn in time are answered; at its end all others are told."""
     async with flow_rig(drain_timeout_s=PATIENCE_S) as rig:
         first, second, third = [await rig.send(name) for name in ("first", "second", "third")]
-        rig.router._settings = RouterSettings(redis=False, workers=("http://h:1",), drain_timeout_s=0.5)
+        rig.router._settings = RouterSettings(redis=False, workers=("http://h:1",), drain_timeout_s=2.0)
         stopping = asyncio.create_task(rig.router.stop())
         await rig.engines[0].free()
         assert (await first.answer())[0].startswith(b"HTTP/1.1 200 ")

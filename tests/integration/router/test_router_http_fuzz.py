@@ -136,7 +136,7 @@ async def check_well(rig: Rig) -> None:
 @on_loop
 async def test_nonsense_from_both_sides_leaves_nothing_over() -> None:
     """After each round no connection, request, placement or byte is held, and what was sent on was well-formed."""
-    seed = random.randrange(1 << 32)
+    seed = random.randrange(1 << 32) if SOAK else 5
     print(f"seed {seed}")
     random_ = random.Random(seed)
     engines = [nonsense(random_), nonsense(random_), MockEngine("good")]

@@ -292,7 +292,7 @@ async def test_stop_lets_a_conversation_end_and_then_cuts_it() -> None:
         for one in (client, other):
             one.send(ASKS)
             await one.head()
-        stopping = asyncio.ensure_future(rig.proxy.stop(0.2))
+        stopping = asyncio.ensure_future(rig.proxy.stop(2.0))
         assert await converses(client, b"still here")
         engine.peers[0].close()
         assert await client.rest() == b""

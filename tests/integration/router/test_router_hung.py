@@ -20,7 +20,7 @@ from tests.support.engine_process import EngineProcess
 from tests.support.index_parts import wait_until
 
 PATIENCE_S = 60.0
-HEALTH = ("--health-interval-s", "0.1", "--health-timeout-s", "1", "--health-failures-max", "2")
+HEALTH = ("--health-interval-s", "0.1", "--health-timeout-s", "2", "--health-failures-max", "2")
 
 
 class Clients:

@@ -155,6 +155,6 @@ async def test_adapter_goes_where_its_engine_says_that_it_is_in_use() -> None:
             assert reply.json["engine"] == "a"
         engines = [
             (await ask(only, "POST", "/v1/completions", {"model": "m", "prompt": f"{number} words"})).json["engine"]
-            for number in range(16)
+            for number in range(32)
         ]
         assert set(engines) == {"a", "b"}

@@ -14,7 +14,8 @@ from ghostcacher_simulator.http_server import Peer, Received
 from tests.support.mock_engine import MiniEngine, content
 from tests.support.proxy_rig import Client, on_loop
 
-PROMPTS = 24
+PROMPTS = 64
+"""So many that each of three engines gets some, whatever its port is."""
 
 
 class Engine(MiniEngine):
