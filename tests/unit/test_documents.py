@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from ghostcacher_cli import main
+from ghostcacher_cli.analyze import arguments as analyze
+from ghostcacher_cli.simulate import arguments as simulate
+from ghostcacher_cli.up import arguments as up
 from ghostcacher_router.config import RouterSettings, load_settings
+from ghostcacher_router.epp.settings import PickerSettings
 from tests.unit.architecture import PACKAGES, ROOT, room_of, sources
 
 DOCS = ROOT / "docs"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+HAND_WRITTEN = [path for path in DOCUMENTS if path.parent != DOCS / "reference"]
+COMMAND = re.compile(r"(?: {4,})?(?:[A-Z_]+=\S+ )*ghostcacher ([a-z].*)")
 STEP = re.compile(r"`([a-z_0-9/]+\.py)` `([A-Za-z_.]+)`")
 FILE = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|lua|md|svg))`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
@@ -63,6 +72,38 @@ def test_configuration_files_of_routers_are_taken(tmp_path: Path) -> None:
     for text in found:
         (tmp_path / "router.toml").write_text(text)
         load_settings(RouterSettings, {}, tmp_path / "router.toml", {})
+
+
+def commands_in(document: Path) -> list[list[str]]:
+    """Return the words of each `ghostcacher ...` of a document's blocks of code."""
+    lines = document.read_text().replace("\\\n", " ").splitlines()
+    found = [match[1].split(" > ")[0] for line in lines if (match := COMMAND.match(line))]
+    return [shlex.split(text, comments=True) for text in found if "..." not in text]
+
+
+@pytest.mark.parametrize("document", HAND_WRITTEN, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_are_understood(document: Path) -> None:
+    """Each command that a page shows has options that there are, with values that they take."""
+    parsers: dict[str, Callable[[list[str]], object]] = {
+        "analyze": analyze.parse,
+        "doctor": main._doctor_parser().parse_args,
+        "epp": lambda words: main._options_of(PickerSettings, "epp", words, {}),
+        "router": lambda words: main.router_options(words, {}),
+        "simulate": simulate.parse,
+        "status": main._fleet_parser("status", "").parse_args,
+        "top": main._fleet_parser("top", "").parse_args,
+        "up": lambda words: up.parse(words, {}),
+        "version": list,
+    }
+    for command, *words in commands_in(document):
+        parsers[command](words)
+
+
+def test_commands_are_found() -> None:
+    """As many as there are at the least."""
+    found = [words[0] for document in HAND_WRITTEN for words in commands_in(document)]
+    assert len(found) > 30
+    assert {"analyze", "doctor", "epp", "router", "simulate", "status", "top", "up"} <= set(found)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
