@@ -264,10 +264,10 @@ class QueueEstimator:
             one = queue.estimate
             if one is None or queue.dirty:
                 one = self._renew_estimate(queue, one is not None and one.reported)
-                _pass_time(queue, one, now)
+                queue.pass_time(one, now)
             elif one.queue_ms or one.link_ms:
                 # An empty queue is empty until something happens.
-                _pass_time(queue, one, now)
+                queue.pass_time(one, now)
             found.append(one)
         return QueueList(listed, found, listed.reported)
 
@@ -348,7 +348,7 @@ class QueueEstimator:
     def _estimate(self, queue: WorkerQueue, now: float) -> QueueEstimate:
         """Return what a request would find in a queue now, of which all that has happened is noted."""
         found = self._renewed(queue, now)
-        _pass_time(queue, found, now)
+        queue.pass_time(found, now)
         return found
 
     def _renewed(self, queue: WorkerQueue, now: float) -> QueueEstimate:
@@ -364,7 +364,7 @@ class QueueEstimator:
         if rates is None or queue.speeds_version != version or rates.record is not worker.record:
             rates = queue.rates = rates_of(worker, self._speeds)
         engine = engine_of(queue, worker.name, rates, self._speeds.answer_tokens, fresh=fresh)
-        # How long it takes is said by `_pass_time` alone.
+        # How long it takes is said by `WorkerQueue.pass_time` alone.
         queue.estimate = found = QueueEstimate(engine, inf, fresh, rates.capacity)
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
         queue.dirty, queue.speeds_version = False, version
@@ -381,20 +381,3 @@ class QueueEstimator:
                 busy = (busy if busy > since else since) + one.computed * ms_per_token / 1e3
             queue.busy_until = busy
         return found
-
-
-def _pass_time(queue: WorkerQueue, found: QueueEstimate, now: float) -> None:
-    """Note in a queue's estimate what passing time has changed."""
-    if found.reported:
-        until = queue.trusted_until
-        queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
-        if queue_ms < 0.0:  # noqa: PLR1730 -- max() takes five times as long
-            queue_ms = 0.0
-    else:
-        queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
-        if queue.load is None:
-            queue_ms -= queue.progress_ms(now)
-    if queue.failed_tokens:
-        queue_ms += queue.failed_tokens * found.engine.ms_per_token
-    found.queue_ms = queue_ms
-    found.link_ms = queue.link_ms(now) if queue.pulls_ms else 0.0

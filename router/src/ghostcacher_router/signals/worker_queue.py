@@ -155,6 +155,22 @@ class WorkerQueue:
         passed_ms = (now - max(first.since, self.answered_at)) * 1e3
         return min(passed_ms, first.computed * self.estimate.engine.ms_per_token)
 
+    def pass_time(self, found: QueueEstimate, now: float) -> None:
+        """Note in an estimate what passing time has changed. found: what `estimate` is, or has just become."""
+        if found.reported:
+            until = self.trusted_until
+            queue_ms = (self.busy_until - (now if now < until else until)) * 1e3
+            if queue_ms < 0.0:  # noqa: PLR1730 -- max() takes five times as long
+                queue_ms = 0.0
+        else:
+            queue_ms = self.prefilling_tokens * found.engine.ms_per_token
+            if self.load is None:
+                queue_ms -= self.progress_ms(now)
+        if self.failed_tokens:
+            queue_ms += self.failed_tokens * found.engine.ms_per_token
+        found.queue_ms = queue_ms
+        found.link_ms = self.link_ms(now) if self.pulls_ms else 0.0
+
     def batch(self, load: LoadReport | None) -> int:
         """Return how many requests a worker has, or seems to have. load: its report, if that is fresh."""
         batch = len(self.reservations)
