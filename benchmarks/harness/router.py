@@ -20,6 +20,8 @@ from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 START_TIMEOUT_S = 60.0
+REDIS_TIMEOUT_S = 5
+"""A Redis that stands still for a moment, with all that runs beside it on one machine, is not one that is away."""
 POLL_S = 0.05
 
 
@@ -37,6 +39,7 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
     ) -> None:
         """Start it.
 
+        redis_url: of a Redis that may take `REDIS_TIMEOUT_S` for an answer.
         workers: base URLs of engines that have no lease in Redis. arguments: further ones of the command.
         env: variables beside ours.
         """
@@ -50,7 +53,8 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
             "--listen",
             f"127.0.0.1:{self.port}",
         ]
-        self._command += ["--redis-url", redis_url] if redis_url else ["--no-redis"]
+        redis = ["--redis-url", redis_url or "", "--redis-timeout-s", str(REDIS_TIMEOUT_S)]
+        self._command += redis if redis_url else ["--no-redis"]
         self._command += [text for url in workers for text in ("--worker", url)]
         self._command += arguments
         self._env = None if env is None else {**os.environ, **env}

@@ -32,7 +32,10 @@ ENGINE = {
     "extra_args": ("--scheduling-policy", "priority", "--max-num-seqs", str(PLACES)),
 }
 """Few enough requests at a time that more are easily asked for, and KV blocks for as many long ones."""
-ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10")
+ROUTER = (
+    *("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10"),
+    *("--redis-timeout-s", "1"),
+)
 
 
 class RoutedFleet(NamedTuple):

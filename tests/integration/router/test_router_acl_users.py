@@ -46,7 +46,7 @@ class AclFleet:
     def __init__(self, stack: ExitStack, folder: Path, server: RedisServer, urls: dict[str, str]) -> None:
         self.server, self.urls = server, urls
         self.incarnation = os.urandom(16).hex()
-        command = [sys.executable, "-m", "ghostcacher_simulator", urls["worker"], "w1", self.incarnation, "3"]
+        command = [sys.executable, "-m", "ghostcacher_simulator", urls["worker"], "w1", self.incarnation, "60"]
         self.engine = GuardedProcess(command, log=folder / "engine.log")
         stack.callback(self.engine.stop)
         self.routers = [
@@ -119,7 +119,11 @@ def test_strangers_with_the_right_to_write_change_nothing(fleet: AclFleet) -> No
             wait_until(lambda router=router: refused in page_of(router), PATIENCE_S, "the drain to be looked at")
             wait_until(lambda router=router: router.get("/gc/status")["replicas"] == 2, PATIENCE_S, "two routers")
             assert not fleet.worker(router)["draining"]
-            assert "refused drain: not authentic" in router.process.log_tail(500)
+            wait_until(
+                lambda router=router: "refused drain: not authentic" in router.process.log_tail(500),
+                PATIENCE_S,
+                "a line of the log",
+            )
         assert stranger.drains([drain_id])[1] != [None]
         fleet.ask(one, "hello")
 

@@ -134,7 +134,7 @@ async def test_burst_that_comes_to_both_processes_is_computed_once(tmp_path: Pat
         router = await asyncio.to_thread(
             RouterProcess,
             redis_url=redis.url,
-            arguments=("--processes", "2", "--health-interval-s", "600", "--redis-timeout-s", "5"),
+            arguments=("--processes", "2", "--health-interval-s", "600"),
             log_dir=tmp_path,
             env={"TMPDIR": str(tmp_path)},
         )

@@ -127,7 +127,7 @@ def test_something_else_than_an_answer(use: Used) -> None:
 def test_answer_that_does_not_come(use: Used, kind: str, stream: bool) -> None:
     """It is not asked for again, and the engine does not go on for nobody."""
     silent = fault(kind)
-    result = fail(use, silent, {"timeout_s": 0.5, "retries_max": 3}, stream=stream)
+    result = fail(use, silent, {"timeout_s": 1.5, "retries_max": 3}, stream=stream)
     assert result["error"] == "AnswerTimeout"
     assert tries(use, silent) == 1
     wait_until(lambda: silent["name"] in use.engine.api.left)
