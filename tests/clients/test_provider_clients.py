@@ -10,8 +10,6 @@ import pytest
 from tests.clients.hosted import KEY, Hosted
 from tests.clients.served import CLIENTS_PYTHON, HERE, report_of, with_clients, with_node
 
-pytestmark = pytest.mark.timeout(300)
-
 TEXTS = {"openai": "Hello there", "anthropic": "Hello"}
 CACHED_TOKENS_MIN = 1024
 

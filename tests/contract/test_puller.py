@@ -22,8 +22,6 @@ from tests.contract.puller_fleet import NAMESPACE, Fleet, record, wait_for, wait
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class UnfinishedTransport(MemoryTransport):
     """READs from slot 1 fail, and may still land until `over` is set."""

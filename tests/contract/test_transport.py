@@ -28,7 +28,6 @@ PEER_KINDS = [*ENGINE_KINDS, *(f"{kind}-host" for kind in ENGINE_KINDS), "buffer
 KINDS = [*PEER_KINDS, "local-host"]
 """Those that end in -host pull from host slots; buffer: by way of bounce buffers, as into a GPU."""
 SLOTS = 64
-pytestmark = pytest.mark.timeout(120)
 
 
 class Owner(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FENCE = re.compile(r"^```(python|sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMEOUT_S = 60
+TIMEOUT_S = 280
 
 
 class Printed(NamedTuple):

@@ -13,7 +13,7 @@ COMMAND = (sys.executable, "-m", "ghostcacher_cli.main", "analyze")
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_nothing_is_loaded_that_could_reach_a_cache(chats: Path) -> None:
         "import sys; from ghostcacher_cli.analyze.run import main; main([sys.argv[1], '--no-chart'])\n"
         "print(sorted({'redis', 'hiredis', 'nixl', 'torch', 'vllm', 'sglang', 'httptools'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, chats], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code, chats], capture_output=True, text=True, timeout=280, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

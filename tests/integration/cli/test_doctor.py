@@ -22,7 +22,6 @@ TIMEOUT_S = 20.0
 REDIS_TIMEOUT_S = 5.0
 """Of each wait where only Redis has to answer, and no worker is there to."""
 
-pytestmark = pytest.mark.timeout(300)
 SECRET = "hunter2hunter2hunter2"
 
 

@@ -16,7 +16,7 @@ LOAD = ("documents:requests=60,documents=6,tokens=2000", "--workers", "2,3", "--
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=110, check=False)
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_load_is_simulated_as_text_as_json_and_as_a_picture(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from tests.support.owner_client import OwnerProcess
 torch = pytest.importorskip("torch")
 
 pytestmark = [
-    pytest.mark.timeout(240),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 

@@ -9,8 +9,6 @@ from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.transfer.base import PullOutcome
 from tests.support.tier_rank import HOST_SLOTS, SLOTS, TierRank, same
 
-pytestmark = pytest.mark.timeout(120)
-
 ENGINE, HOST, ELSEWHERE = (np.array(slots, dtype=np.int64) for slots in ([1, 2, 7], [3, 4, 0], [10, 8, 9]))
 GENERATION = 5
 

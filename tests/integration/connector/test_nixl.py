@@ -19,7 +19,6 @@ from tests.support.index_parts import wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
-pytestmark = pytest.mark.timeout(240)
 DAMAGED_COUNT = 400
 
 

@@ -27,8 +27,6 @@ from tests.support.index_parts import wait_until
 from tests.support.object_tiers import chain
 from tests.support.tier_rank import HOST_SLOTS, NAMESPACE, SLOTS, WAIT_S, TierRank, same
 
-pytestmark = pytest.mark.timeout(120)
-
 COUNT, GENERATION = 3, 5
 BLOCKS = chain(COUNT)
 ENGINE = np.arange(1, COUNT + 1, dtype=np.int64)

@@ -35,7 +35,7 @@ from tests.support.index_parts import wait_until
 from tests.support.prometheus import Prometheus, prometheus
 from tests.support.promql import selectors
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 120.0
 RULES = Path(__file__).resolve().parents[3] / "deploy" / "prometheus" / "ghostcacher.rules.yml"

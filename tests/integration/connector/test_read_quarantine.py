@@ -20,8 +20,6 @@ from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
-pytestmark = pytest.mark.timeout(240)
-
 
 class Library:
     """NIXL's own object of a transport's present reading agent: while it is held, that agent cannot be destroyed."""

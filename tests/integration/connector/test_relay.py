@@ -41,7 +41,6 @@ from tests.support.kv_memory import KvMemory
 from tests.support.open_files import many_files_open
 from tests.support.owner_client import OwnerProcess
 
-pytestmark = pytest.mark.timeout(240)
 TOKEN = "correct horse"
 
 

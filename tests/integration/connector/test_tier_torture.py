@@ -9,8 +9,6 @@ import pytest
 from tests.integration.connector.tier_torture import MUTATIONS, run_down, run_up
 from tests.integration.connector.torture import Tally, run
 
-pytestmark = pytest.mark.timeout(180)
-
 WAYS: dict[str, Callable[[int, str | None], Tally]] = {"down": run_down, "up": run_up}
 
 

@@ -6,8 +6,6 @@ import pytest
 
 from tests.integration.connector.torture import MUTATIONS, run
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.mark.parametrize(("kind", "pulls", "threads"), [("nixl", 3000, 2), ("relay", 800, 2)])
 def test_writer_at_full_speed_never_gets_a_torn_or_stale_block_accepted(kind: str, pulls: int, threads: int) -> None:

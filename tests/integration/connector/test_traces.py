@@ -29,7 +29,7 @@ from tests.support.index_parts import wait_until
 from tests.support.local_http import Asked, answering
 from tests.support.spans import Seen, collector
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

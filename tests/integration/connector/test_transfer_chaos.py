@@ -30,7 +30,7 @@ RELAY = {"listen": "127.0.0.1:0", "token": "secret"}
 READERS_KILLED = int(os.environ.get("GHOSTCACHER_TEST_READERS_KILLED", "16"))
 """Per transport; hundreds in the long form."""
 
-pytestmark = pytest.mark.timeout(240 + 6 * READERS_KILLED)
+pytestmark = pytest.mark.timeout(300 + 6 * READERS_KILLED)
 
 
 class Readers:

@@ -20,7 +20,7 @@ from ghostcacher_connector.engines.vllm.identity import worker_name
 from tests.integration.connector.enginesim import SimEngine
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 SIZE = 2
 WAIT_S = 60.0

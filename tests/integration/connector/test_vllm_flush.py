@@ -27,7 +27,7 @@ from tests.integration.connector.test_vllm_host_tier import ledger, tier_of
 from tests.integration.connector.windowsim import KEEP_ALL, LAYERS, WindowEngine
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 BLOCKS = 6

@@ -19,7 +19,7 @@ from tests.integration.connector.enginesim import BLOCK_TOKENS, LAYERS, SimEngin
 from tests.integration.connector.prefix_numbers import expected_output, prompts, tokens_of
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 BLOCKS = 6

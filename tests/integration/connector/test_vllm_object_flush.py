@@ -26,7 +26,7 @@ from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute, led
 from tests.integration.connector.test_vllm_objects import files, hold_stores, knows_the_store, objects_at, orders, tier
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 SHARED, STORED = 2, 5

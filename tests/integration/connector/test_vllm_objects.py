@@ -18,7 +18,7 @@ from tests.integration.connector.prefix_numbers import expected_output, tokens_o
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, PROMPT_TOKENS, compute, ledger, tier_of
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 

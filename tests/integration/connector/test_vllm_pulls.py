@@ -29,7 +29,7 @@ from tests.integration.connector.prefix_numbers import expected_output, tokens_o
 from tests.integration.connector.simfleet import Gate
 from tests.support.index_parts import FakeClock, chain, wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 BLOCKS = 5

@@ -20,7 +20,7 @@ from tests.integration.connector.enginesim import LAYERS, SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
 from tests.support.index_parts import wait_until
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.engine
 
 WAIT_S = 60.0
 SYSTEM_BLOCKS = 4

@@ -112,7 +112,7 @@ async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterato
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 60))
+    asyncio.run(asyncio.wait_for(main, 280))
 
 
 def test_ready_says_why_not() -> None:

@@ -70,7 +70,7 @@ def test_worker_that_returns_from_an_ejection_starts_slowly() -> None:
             assert fleet.limits() == {}
             await fleet.stop()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 280))
 
 
 def test_ejection_ends_with_the_life_of_its_worker() -> None:
@@ -94,4 +94,4 @@ def test_ejection_ends_with_the_life_of_its_worker() -> None:
             await until(lambda: served(fleet) == ["a", "b"])
             await fleet.stop()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 280))

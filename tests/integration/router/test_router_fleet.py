@@ -54,7 +54,7 @@ LOAD = LoadReport(
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 60))
+    asyncio.run(asyncio.wait_for(main, 280))
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ async def check_well(rig: Rig) -> None:
     rig.meter.answers.clear()
 
 
-@pytest.mark.timeout(3600 if SOAK else 120)
+@pytest.mark.timeout(3600 if SOAK else 300)
 @on_loop
 async def test_nonsense_from_both_sides_leaves_nothing_over() -> None:
     """After each round no connection, request, placement or byte is held, and what was sent on was well-formed."""

@@ -14,7 +14,7 @@ from tests.support.mock_engine import MiniEngine, content
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 60))
+    asyncio.run(asyncio.wait_for(main, 280))
 
 
 CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{"data":[\r\n2\r\n]}\r\n0\r\n\r\n'

@@ -65,7 +65,7 @@ def test_what_a_killed_process_leaves_half_written_is_deleted_in_time(tmp_path: 
 
 
 def run(command: list[str], **options: Any) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(result, dict)

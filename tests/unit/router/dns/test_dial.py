@@ -14,7 +14,7 @@ from tests.support.mock_engine import until
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 60))
+    asyncio.run(asyncio.wait_for(main, 280))
 
 
 class Attempts:
