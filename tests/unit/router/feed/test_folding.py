@@ -161,7 +161,9 @@ def test_received_blocks_are_bounded_and_grow_old() -> None:
     received, ref = ReceivedBlocks(), make_ref()
     for seed in range(3 * HASHES_MAX // 64):
         received.remember(ref, PromptChain("r", 64, tuple(range(1, 65)), tuple(hashes_of(64, seed))), 0.0)
+    assert received._aside_count == sum(len(one.hashes) for one in received._aside) <= HASHES_MAX // 2
     assert int(repr(received).partition("=")[2].rstrip(")")) <= HASHES_MAX
+    assert not received._aside
     last = PromptChain("r", 64, tuple(range(1, 65)), tuple(hashes_of(64, seed)))
     assert received.blocks(ref, last, RECEIVED_S) == 64
     assert received.blocks(ref, last, RECEIVED_S + 0.1) == 0
