@@ -10,7 +10,7 @@ and reading an update twice changes nothing. Which of an old and a new entry is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import le
 
 import msgspec
@@ -85,27 +85,33 @@ class PrefixMap:
         Of several boundaries with one count the first is returned, since most prompts have it. A boundary that claims
         more blocks than a later one is left out, since the text of the later one contains its own.
         """
-        found = list(self._from_deepest(namespace, prompt))
+        found = self._from_deepest(namespace, prompt, len(prompt.digests))
         found.reverse()
         return found
 
     def deepest(self, namespace: str, prompt: Prompt) -> KnownBoundary | None:
         """Return the last of the `known` boundaries, without a search for the others."""
-        return next(self._from_deepest(namespace, prompt), None)
+        found = self._from_deepest(namespace, prompt, 1)
+        return found[0] if found else None
 
-    def _from_deepest(self, namespace: str, prompt: Prompt) -> Iterator[KnownBoundary]:
+    def _from_deepest(self, namespace: str, prompt: Prompt, most: int) -> list[KnownBoundary]:
+        """Return the last `most` of the `known` boundaries, the last one first."""
+        found: list[KnownBoundary] = []
         index, value, least = -1, b"", BLOCKS_MAX + 1
         for at, claimed in self._entries.from_last(namespace, prompt.digests):
             count = int.from_bytes(claimed[:COUNT_BYTES], "little")
             if count > least:
                 continue
             if count < least and value:
-                yield KnownBoundary(index, least, value[COUNT_BYTES:])
+                found.append(KnownBoundary(index, least, value[COUNT_BYTES:]))
+                if len(found) == most:
+                    return found
             if not count:
-                return
+                return found
             index, value, least = at, claimed, count
         if value:
-            yield KnownBoundary(index, least, value[COUNT_BYTES:])
+            found.append(KnownBoundary(index, least, value[COUNT_BYTES:]))
+        return found
 
     def tokens_of(self, namespace: str, prompt: Prompt) -> int:
         """Return how many tokens a prompt has: exactly, if it came as token ids, else by the namespace's average."""

@@ -61,12 +61,13 @@ class _Answer(NamedTuple):
 
 
 class _Prefix:
-    """A prefix and its holders. `chain` has the block hashes that are looked up, `counts` the blocks up to each."""
+    """A prefix and its holders."""
 
-    __slots__ = ("asked_at", "chain", "counts", "held", "updated_at")
+    __slots__ = ("asked_at", "depths", "held", "updated_at")
 
-    def __init__(self, chain: Sequence[bytes], counts: Sequence[int]) -> None:
-        self.chain, self.counts = chain, counts
+    def __init__(self, depths: Sequence[KnownPort]) -> None:
+        self.depths = depths
+        """The boundaries whose blocks are looked up, shallowest first."""
         self.updated_at = float("-inf")
         self.asked_at = float("-inf")
         self.held: dict[str, HeldPrefix] = {}
@@ -178,7 +179,7 @@ class PrefixLocations:
         prefix = self._prefixes.get(key)
         if prefix is None:
             sampled = _sample(known)
-            prefix = _Prefix([one.block_hash for one in sampled], [one.block_count for one in sampled])
+            prefix = _Prefix(sampled)
             shorter = (self._prefixes.get((key[0], boundary.block_hash)) for boundary in reversed(known[:-1]))
             begun = next((one for one in shorter if one is not None), None)
             if begun is not None:
@@ -189,7 +190,7 @@ class PrefixLocations:
             self._hashes += len(sampled)
             while len(self._prefixes) > self._prefixes_max or self._hashes > self._hashes_max:
                 _, gone = self._prefixes.popitem(last=False)
-                self._hashes -= len(gone.chain)
+                self._hashes -= len(gone.depths)
         return prefix
 
     def _prepare(self, keys: Sequence[Key]) -> Callable[[], list[_Answer]]:
@@ -200,7 +201,8 @@ class PrefixLocations:
         prefixes = [self._prefixes.get(key) for key in keys]
         by_namespace: dict[str, list[tuple[int, Sequence[bytes]]]] = {}
         for place, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
-            by_namespace.setdefault(key[0], []).append((place, prefix.chain if prefix is not None else []))
+            chain = [one.block_hash for one in prefix.depths] if prefix is not None else []
+            by_namespace.setdefault(key[0], []).append((place, chain))
 
         def look_up() -> list[_Answer]:
             answers = [_Answer(None, (), (), asked_at, 0.0)] * len(keys)
@@ -233,7 +235,7 @@ class PrefixLocations:
             # A new mapping: whoever was given the old one keeps what it has seen. What follows from it is kept, too, by
             # who finds the same one again: so it stays the same where the index says the same.
             held = {
-                ref.worker: HeldPrefix(ref.incarnation, prefix.counts[length - 1])
+                ref.worker: HeldPrefix(ref.incarnation, prefix.depths[length - 1].block_count)
                 for ref, length in zip(answer.candidates, answer.lengths, strict=True)
                 if length
             }
