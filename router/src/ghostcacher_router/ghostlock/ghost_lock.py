@@ -23,8 +23,8 @@ class GhostLock:
     """A lease on one cold part of a prompt, which a worker is computing. Times are the loop's clock, in seconds."""
 
     __slots__ = (
+        "_changed",
         "_keys",
-        "changed",
         "confirmed",
         "digests",
         "expires_at",
@@ -72,8 +72,8 @@ class GhostLock:
         """When it is over by itself."""
         self.seen_at = float("-inf")
         """When the store was last asked whether another router still holds it."""
-        self.changed = asyncio.Event()
-        """Set when it is confirmed, and when it is over."""
+        self._changed: asyncio.Event | None = None
+        """None while nobody waits."""
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -84,6 +84,27 @@ class GhostLock:
         if callable(self._keys):
             self._keys = tuple(self._keys())
         return self._keys
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Return what is set at its next change: when it is confirmed, or is over.
+
+        Made when it is asked for first: for most locks nobody ever waits.
+        """
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
+
+    @property
+    def is_awaited(self) -> bool:
+        """Return whether somebody may wait for its next change."""
+        return self._changed is not None
+
+    def wake(self) -> None:
+        """Wake who waits for a change. Who waits from now on waits for the next one."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def __repr__(self) -> str:
         whose = "ours" if self.ours else "another router's" if self.sibling_token is None else "a sibling's"

@@ -162,7 +162,7 @@ class SingleFlight:
     def release(self, lock: GhostLock) -> None:
         """End a lock: the prefix is computed, or computing it has failed. Who waits decides anew. May be repeated."""
         if lock.released:
-            lock.changed.set()
+            lock.wake()
             return
         self._drop(lock)
         if lock.ours and lock.token is not None and self._unlocks is not None:
@@ -172,8 +172,10 @@ class SingleFlight:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
         if not lock.released and lock.expires_at == float("inf"):
             lock.expires_at = self._clock() + SETTLE_S
-            # Who waits for it already sleeps until then, or until something happens.
-            asyncio.get_running_loop().call_later(SETTLE_S + TIMER_EARLY_S, self.release, lock)
+            if lock.is_awaited or self.shared or lock.token is not None or lock.sibling_token is not None:
+                # Who waits for it already sleeps until something happens, and others know of it only that it is held.
+                asyncio.get_running_loop().call_later(SETTLE_S + TIMER_EARLY_S, self.release, lock)
+            # Any other lock is over then without a timer of its own, and is swept away with the next renewal.
 
     def take_over(self, lock: GhostLock) -> None:
         """Stop honouring a lock whose owner is overdue. Who waits decides anew, and finds the lock that replaces it."""
@@ -251,7 +253,7 @@ class SingleFlight:
     def _drop(self, lock: GhostLock) -> None:
         """End a lock here, and wake who waits for it."""
         self._withdraw(lock)
-        lock.changed.set()
+        lock.wake()
 
     def _withdraw(self, lock: GhostLock) -> None:
         lock.released = True
@@ -267,9 +269,8 @@ class SingleFlight:
         """Let requests count on a lock."""
         lock.confirmed = True
         self._tell_siblings(lock)
-        # Who has waited for the confirmation decides anew; who will wait for the end gets an event of its own.
-        lock.changed.set()
-        lock.changed = asyncio.Event()
+        # Who has waited for the confirmation decides anew; who comes now waits for the end.
+        lock.wake()
 
     # The other processes of this router
 

@@ -344,6 +344,32 @@ async def test_late_grant_of_a_released_lock_is_given_back() -> None:
 
 
 @virtual
+async def test_settled_lock_that_nobody_knows_of_ends_without_a_timer() -> None:
+    """Of a router that is alone: it is in nobody's way once its time has come, and goes with the next renewal."""
+    loop, timers = asyncio.get_running_loop(), []
+    locks = SingleFlight(None, _never, loop.time, router="r", clock_offset=lambda: 0.0, count=lambda _: None)
+    lock = locks.take("n", PROMPT, -1, "w1", loop.time() + 1.0)
+    assert lock is not None
+    call_later = loop.call_later
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "call_later", lambda *args: timers.append(args) or call_later(*args))
+        locks.settle(lock)
+    assert timers == []
+    assert locks.find("n", OTHER, -1) is not None
+    await asyncio.sleep(SETTLE_S + 0.01)
+    assert locks.find("n", OTHER, -1) is None
+    assert locks.take("n", PROMPT, -1, "w2", loop.time() + 1.0) is not None
+    assert len(locks) == 2
+    await locks.renew()
+    assert (len(locks), lock.released) == (1, True)
+    locks.check_invariants()
+
+
+async def _never(call: Callable[[], T], /) -> T:
+    raise AssertionError("there is no store")
+
+
+@virtual
 async def test_settled_lock_runs_out() -> None:
     """After the first byte a lock lasts only as long as publishing takes."""
     pair = Pair()
