@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import repeat
-from typing import NamedTuple
 
 import numpy as np
 
@@ -50,21 +49,31 @@ from ghostcacher_router.types import Ask, Forecast, Prompt
 FREE_EVERYWHERE = Displacements(FREE)
 
 
-class Assessment(NamedTuple):
+class Assessment:
     """What is known of a request's candidates at one moment. To be used before anything else happens."""
 
-    candidates: Candidates
-    """The workers that may take the request, and their namespaces."""
-    match: PrefixMatch | None
-    """None when there is no prompt, or when no candidate shares its blocks."""
-    queues: Queues
-    """The queue of each candidate, in their order."""
-    adapter_ms: Sequence[float] | None
-    """How long each candidate takes to get the request's LoRA adapter ready; None where it needs none."""
-    now: float
-    """Loop clock, s."""
-    displacement: Displacements
-    """What the prompt costs others in the cache of each worker, by name."""
+    __slots__ = ("adapter_ms", "candidates", "displacement", "match", "now", "queues")
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        match: PrefixMatch | None,
+        queues: Queues,
+        adapter_ms: Sequence[float] | None,
+        now: float,
+        displacement: Displacements,
+    ) -> None:
+        """Put together what is known.
+
+        candidates: the workers that may take the request, and their namespaces.
+        match: None when there is no prompt, or when no candidate shares its blocks.
+        queues: the queue of each candidate, in their order.
+        adapter_ms: how long each candidate takes to get the request's LoRA adapter ready; None where it needs none.
+        now: loop clock, s.
+        displacement: what the prompt costs others in the cache of each worker, by name.
+        """
+        self.candidates, self.match, self.queues = candidates, match, queues
+        self.adapter_ms, self.now, self.displacement = adapter_ms, now, displacement
 
     def estimate_at(self, place: int) -> QueueEstimate:
         """Return the queue of a candidate, given by its place. Getting the adapter ready is part of it."""

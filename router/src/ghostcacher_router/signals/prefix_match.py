@@ -74,22 +74,32 @@ class Holders:
 NOBODY = Holders({})
 
 
-class PrefixMatch(NamedTuple):
+class PrefixMatch:
     """What the fleet has of one prompt at one moment. Tokens count from the prompt's first one."""
 
-    prompt: Prompt
-    tokens: int
-    """Tokens of the whole prompt: an estimate, unless the prompt came as token ids."""
-    held: Holders
-    """Tokens in each worker's own cache, as the index says."""
-    sent: dict[str, int]
-    """The same where this router has sent the worker more than the index says, by worker name."""
-    pullable: dict[str | None, int]
-    """The most tokens that one worker of a namespace has for its peers, by namespace."""
-    warm: dict[str, int]
-    """Index of the deepest boundary that a worker of a namespace has computed, by namespace; absent when none has."""
-    pulls: bool
-    """Whether workers can find what their peers have, which needs Redis."""
+    __slots__ = ("held", "prompt", "pullable", "pulls", "sent", "tokens", "warm")
+
+    def __init__(  # noqa: PLR0917 - keywords take longer
+        self,
+        prompt: Prompt,
+        tokens: int,
+        held: Holders,
+        sent: dict[str, int],
+        pullable: dict[str | None, int],
+        warm: dict[str, int],
+        pulls: bool,
+    ) -> None:
+        """Put together what is known.
+
+        tokens: of the whole prompt: an estimate, unless the prompt came as token ids.
+        held: tokens in each worker's own cache, as the index says.
+        sent: the same where this router has sent the worker more than the index says, by worker name.
+        pullable: the most tokens that one worker of a namespace has for its peers, by namespace.
+        warm: index of the deepest boundary that a worker of a namespace has computed, by namespace, where one has.
+        pulls: whether workers can find what their peers have, which needs Redis.
+        """
+        self.prompt, self.tokens, self.held, self.sent = prompt, tokens, held, sent
+        self.pullable, self.warm, self.pulls = pullable, warm, pulls
 
     def at(self, worker: WorkerPort) -> WorkerMatch:
         """Return the match at one worker."""
@@ -204,7 +214,7 @@ class PrefixMatcher:
                     pullable[namespace] = holders.most_tokens
                 warm[namespace] = self._boundary_within(namespace, prompt, deepest, holders.most)
         tokens = tokens or prompt.size // BYTES_PER_TOKEN_GUESS or 1
-        match: PrefixMatch = _new(PrefixMatch, (prompt, tokens, held, {}, pullable, warm, pulls))
+        match = PrefixMatch(prompt, tokens, held, {}, pullable, warm, pulls)
         sent = self._history.find(prompt, now)
         if sent is not None:
             self._add_history(sent, match, known, now)

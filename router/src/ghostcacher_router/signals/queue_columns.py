@@ -123,13 +123,14 @@ class ListedQueues:
             self.speed = self.capacity_min = self.received_from = None
 
 
-class QueueList(NamedTuple):
+class QueueList:
     """The same as `QueueView` of a few workers."""
 
-    listed: ListedQueues
-    estimates: Sequence[QueueEstimate]
-    reported: bool
-    """Whether a fresh load report stands behind any of them."""
+    __slots__ = ("estimates", "listed", "reported")
+
+    def __init__(self, listed: ListedQueues, estimates: Sequence[QueueEstimate], reported: bool) -> None:
+        """reported: whether a fresh load report stands behind any of them."""
+        self.listed, self.estimates, self.reported = listed, estimates, reported
 
     def estimate_at(self, place: int) -> QueueEstimate:
         """Return the queue of the worker at a place of the list."""

@@ -124,7 +124,8 @@ def test_pull_is_of_who_is_free_when_the_prefix_is_there() -> None:
     for found in assessments(cases, 0, adapter=False):
         assert _worker(found.best_pull("a", 3_000, 0.0, "w0")) == "w4"
         assert _worker(found.best_pull("a", 3_000, 0.0, "w4")) == "w0"
-        assert _worker(found._replace(displacement=_dear("w4")).best_pull("a", 3_000, 2_000.0, "w0")) == "w3"
+        found.displacement = _dear("w4")
+        assert _worker(found.best_pull("a", 3_000, 2_000.0, "w0")) == "w3"
     for found in assessments(cases, 3_900, adapter=False):
         pulled = found.best_pull("a", 3_000, 0.0, "w0")
         assert pulled is not None
