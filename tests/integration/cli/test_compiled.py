@@ -23,7 +23,7 @@ SHORT_SUITES = [
     "tests/integration/router/test_router_http.py",
 ]
 
-OPTIMISED = 'opt_level = "2"'
+OPTIMISED = 'opt_level = "3"'
 """As the wheel is built."""
 
 pytestmark = pytest.mark.timeout(3000 if SOAK else 900)
