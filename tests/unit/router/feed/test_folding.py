@@ -160,14 +160,17 @@ def test_received_blocks_are_bounded_and_grow_old() -> None:
     """What came last is known."""
     received, ref = ReceivedBlocks(), make_ref()
     for seed in range(3 * HASHES_MAX // 64):
-        received.remember(ref, PromptChain("r", 64, tuple(range(1, 65)), tuple(hashes_of(64, seed))), 0.0)
+        received.remember(ref, PromptChain("r", 64, tuple(range(1, 65)), tuple(hashes_of(64, seed))), 5.0)
     assert received._aside_count == sum(len(one.hashes) for one in received._aside) <= HASHES_MAX // 2
     assert int(repr(received).partition("=")[2].rstrip(")")) <= HASHES_MAX
     assert not received._aside
     last = PromptChain("r", 64, tuple(range(1, 65)), tuple(hashes_of(64, seed)))
-    assert received.blocks(ref, last, RECEIVED_S) == 64
-    assert received.blocks(ref, last, RECEIVED_S + 0.1) == 0
-    assert received.blocks(ref._replace(incarnation=b"another"), last, 0.0) == 0
+    assert received.blocks(ref, last, 5.0 + RECEIVED_S) == 64
+    assert received.blocks(ref, last, 5.0 + RECEIVED_S + 0.1) == 0
+    assert received.blocks(ref._replace(incarnation=b"another"), last, 5.0) == 0
+    hashes = tuple(hashes_of(128, seed + 1))
+    received.remember(ref, PromptChain("long", 128, tuple(range(1, 129)), hashes), 5.0)
+    assert received.blocks(ref, PromptChain("r", 15, tuple(range(1, 16)), hashes[:15]), 5.0) == 8
 
 
 def test_cursor_is_reached_in_both_streams() -> None:
