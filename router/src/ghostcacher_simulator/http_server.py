@@ -6,6 +6,7 @@ A handler writes whatever bytes it likes, also none, or half an answer: `api` ha
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Self
@@ -94,19 +95,35 @@ class EngineServer:
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._reserved: socket.socket | None = None
 
     async def start(self, tls: ssl.SSLContext | None = None) -> None:
         """Listen; on the same port as before, if there was one."""
+        self._release()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=BODY_BYTES_MAX, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    async def refuse(self) -> None:
+        """Refuse connections from now on, and reset those that are open. Nobody else gets the port before `stop`."""
+        await self.stop()
+        # Bound, and not listening: the system gives it neither to a connection nor to a server that asks for any port.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", self.port))
+
     async def stop(self) -> None:
         """Refuse connections from now on, and reset those that are open."""
+        self._release()
         if self._server is not None:
             self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _release(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
 
     async def __aenter__(self) -> Self:
         await self.start()

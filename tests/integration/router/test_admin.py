@@ -126,7 +126,7 @@ def test_ready_says_why_not() -> None:
             assert (await subject.send("GET", "/health")).status == 200
             await until(lambda: bool(subject.fleet.serving(None)))
             assert await subject.get("/ready") == {"status": "ready"}
-            await engine.stop()
+            await engine.refuse()
             await until(lambda: not subject.fleet.serving(None))
             response = await subject.send("GET", "/ready")
             assert json.loads(response.body)["why"] == "no worker is ready: 1 down"
@@ -210,7 +210,7 @@ def test_worker_that_dies_is_named_until_it_is_back() -> None:
             record = joined(subject, engine)
             await until(lambda: bool(subject.fleet.serving("m")))
             assert (await subject.get("/gc/status"))["gone"] == []
-            await engine.stop()
+            await engine.refuse()
             await until(lambda: not subject.fleet.serving(None))
             subject.index.leave(ref_of(record))
             await until(lambda: "w" not in subject.fleet.workers)

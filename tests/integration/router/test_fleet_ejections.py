@@ -85,7 +85,7 @@ def test_ejection_ends_with_the_life_of_its_worker() -> None:
             await fleet.start()
             await until(lambda: served(fleet) == ["a", "b"])
             eject(fleet, "a")
-            await engine.stop()
+            await engine.refuse()
             await until(lambda: fleet.workers["a"].state is WorkerState.DOWN)
             await engine.start()
             await until(lambda: served(fleet) == ["a", "b"])

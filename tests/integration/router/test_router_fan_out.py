@@ -57,7 +57,7 @@ async def test_each_failure_is_told_of_its_own_server() -> None:
         group[2].script = lambda peer, _: peer.abort()
         group[3].script = hang
         group[4].script = says(CHUNKED + chunks(b"x" * BODY_BYTES_MAX, b"y"))
-        await group[5].stop()
+        await group[5].refuse()
         head, body = await rig.ask(ASK)
         assert head.startswith(b"HTTP/1.1 207 ")
         answer = json.loads(body)

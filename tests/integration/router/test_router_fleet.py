@@ -115,7 +115,7 @@ def test_static_worker_joins_when_it_listens() -> None:
     async def main() -> None:
         engine = MiniEngine(["x", "y"])
         await engine.start()
-        await engine.stop()
+        await engine.refuse()
         async with fleet_of(engine.endpoint) as fleet:
             name = f"127.0.0.1:{engine.port}"
             await until(lambda: fleet.workers[name].failures > 0)
@@ -135,7 +135,7 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
         async with MiniEngine(["old"]) as engine, fleet_of(engine.endpoint) as fleet:
             name = f"127.0.0.1:{engine.port}"
             await until(lambda: served(fleet, "old") == [name])
-            await engine.stop()
+            await engine.refuse()
             fleet.lost(name, Outcome.REFUSED)
             await until(lambda: (state(fleet, name), served(fleet)) == (WorkerState.DOWN, []))
             assert fleet.models() == ["old"]
@@ -163,7 +163,7 @@ def test_ranks_behind_one_server_fail_together_and_are_drained_apart(redis_serve
                 fleet.drain("w-dp1", True)
                 assert served(fleet) == ["other", "w-dp0"]
                 fleet.drain("w-dp1", False)
-                await front.stop()
+                await front.refuse()
                 fleet.lost("w-dp0", Outcome.BROKE)
                 await until(lambda: served(fleet) == ["other"])
                 assert (fleet.workers["w-dp0"].refusals, fleet.workers["w-dp1"].refusals) == (1, 0)
@@ -241,7 +241,7 @@ def test_fleet_outlasts_redis(redis_server: RedisServer) -> None:
                 await asyncio.sleep(FAST.lease_ttl_s * 1.5)  # Longer than any lease of theirs could have lasted.
                 assert served(fleet) == ["a", "b"]
                 assert {fleet.lease_of(name) for name in "ab"} == {"kept"}
-                await two.stop()
+                await two.refuse()
                 await until(lambda: served(fleet) == ["a"])
                 await asyncio.to_thread(redis_server.start)
                 await until(lambda: fleet.redis_available)

@@ -129,7 +129,7 @@ async def test_worker_that_takes_no_connection_leaves_it_to_another() -> None:
     """It has read nothing."""
     p, d1, d2 = MockEngine("p", says(content(COMPUTED))), MockEngine("d1"), MockEngine("d2")
     async with proxy_rig(p, d1, d2, limits=SHORT) as rig:
-        await d1.stop()
+        await d1.refuse()
         await two_steps(rig).ask(request(CONVERSATION))
         assert bodies(d2)[0]["kv_transfer_params"] == PARAMS
 

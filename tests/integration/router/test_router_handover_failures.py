@@ -82,7 +82,7 @@ async def test_workers_that_break_off_in_the_first_step_leave_the_second_all_its
     """But for one that breaks off, too: a worker that takes no connection is passed over."""
     p1, p2, d1, d2 = MockEngine("p1", breaks), MockEngine("p2", breaks), MockEngine("d1"), MockEngine("d2")
     async with proxy_rig(p1, p2, d1, d2, limits=SHORT) as rig:
-        await d1.stop()
+        await d1.refuse()
         await two_steps(rig).ask(request(CONVERSATION))
         assert bodies(d2) == [CONVERSATION]
 
@@ -153,7 +153,7 @@ async def test_worker_that_takes_no_connection_is_to_blame() -> None:
     """It was not sent the prompt: that is no proof that it breaks off."""
     p1, p2, d = MockEngine("p1"), MockEngine("p2", says(content(COMPUTED))), MockEngine("d")
     async with proxy_rig(p1, p2, d, limits=SHORT) as rig:
-        await p1.stop()
+        await p1.refuse()
         await two_steps(rig).ask(request(CONVERSATION))
         assert steps(rig)[0] == ("p1", "prefill", Outcome.REFUSED)
         assert [place.blamed for place in rig.placements] == [True, None, None]

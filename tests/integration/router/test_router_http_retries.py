@@ -42,7 +42,7 @@ async def test_second_worker_is_asked_when_the_first_does_not_answer() -> None:
     """Whether it cannot be connected to, or closes before any byte; each is told, and blamed once another answers."""
     first, second = MockEngine("w0"), MockEngine("w1")
     async with proxy_rig(first, second) as rig:
-        await first.stop()
+        await first.refuse()
         assert (await rig.ask(post(b"one")))[1] == b"one"
         await first.start()
         first.script = reset
@@ -60,7 +60,7 @@ async def test_connections_that_cannot_be_made_are_tried_so_often(retries: int) 
     group = engines(*[b""] * 5)
     async with proxy_rig(*group, limits=Limits(retries_max=retries)) as rig:
         for engine in group:
-            await engine.stop()
+            await engine.refuse()
         head, body = await rig.ask(post(b"{}"))
         assert head.startswith(b"HTTP/1.1 502 ")
         assert json.loads(body)["error"]["type"] == "server_error"
@@ -157,7 +157,7 @@ async def test_last_answer_is_better_than_none() -> None:
     """A worker that is full, and then one that is gone: the client is told when to come again."""
     group = engines(status(429, b"Retry-After: 7"), b"")
     async with proxy_rig(*group) as rig:
-        await group[1].stop()
+        await group[1].refuse()
         head, body = await rig.ask(post(b"{}"))
         assert (head[:12], b"Retry-After: 7" in head, body) == (b"HTTP/1.1 429", True, b"busy")
         assert rig.meter.reasons == ["429", "refused"]

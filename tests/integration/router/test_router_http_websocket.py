@@ -305,7 +305,7 @@ async def test_worker_that_does_not_take_the_request_is_no_reason_to_fail() -> N
     """Another one switches; a crowded client makes no room, since it is at work."""
     first, second = MockEngine("w1"), Switching()
     async with proxy_rig(first, second, limits=Limits(connections_max=1)) as rig:
-        await first.stop()
+        await first.refuse()
         client = await rig.client()
         client.send(ASKS)
         assert (await client.head()).startswith(b"HTTP/1.1 101 ")

@@ -140,7 +140,7 @@ async def test_engine_that_is_down_is_waited_for() -> None:
     async with KeepingEngine("a") as a, KeepingEngine("b") as b, routers(1, a, b) as (only,):
         one = (await ask(only, "POST", ANSWERS, {"model": "m", "input": "x"})).json
         holder = a if one["engine"] == "a" else b
-        await holder.stop()
+        await holder.refuse()
         for _ in range(3):
             refused = await ask(only, "GET", f"{ANSWERS}/{one['id']}")
             assert refused.status in (502, 503)
