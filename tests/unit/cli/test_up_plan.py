@@ -255,6 +255,7 @@ ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1"}
 def test_sglang_engine_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine of SGLang has the linker, a place of its own, and what the person wrote last."""
     monkeypatch.setattr(plan, "visible_gpus", lambda: ())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
     given = options(model, "--engine", "sglang", "--workers", "2", "--max-total-tokens", "4096")
     first, second = plan_engines(given, REDIS, ON_CPU)
     command = first.command(4711)
@@ -262,7 +263,7 @@ def test_sglang_engine_command(model: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert linker["linker_module_path"] == "ghostcacher_connector.engines.sglang"
     assert linker["linker_extra_config"] == {"http_url": "http://127.0.0.1:4711", "worker_id": "w1-8000"}
     assert command.argv[-2:] == ("--max-total-tokens", "4096")
-    assert first.env["SGLANG_CPU_OMP_THREADS_BIND"] != second.env["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert [each.env["SGLANG_CPU_OMP_THREADS_BIND"] for each in (first, second)] == ["4,5", "6,7"]
     assert not any(name.startswith("VLLM_") for name in first.env)
 
 
