@@ -173,9 +173,8 @@ class SingleFlight:
         if not lock.released and lock.expires_at == float("inf"):
             lock.expires_at = self._clock() + SETTLE_S
             if lock.is_awaited or self.shared or lock.token is not None or lock.sibling_token is not None:
-                # Who waits for it already sleeps until something happens, and others know of it only that it is held.
+                # Who waits already sleeps until something happens. Any other lock is over then, and swept away later.
                 asyncio.get_running_loop().call_later(SETTLE_S + TIMER_EARLY_S, self.release, lock)
-            # Any other lock is over then without a timer of its own, and is swept away with the next renewal.
 
     def take_over(self, lock: GhostLock) -> None:
         """Stop honouring a lock whose owner is overdue. Who waits decides anew, and finds the lock that replaces it."""
