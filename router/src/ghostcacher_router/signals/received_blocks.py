@@ -70,6 +70,8 @@ class ReceivedBlocks:
     def remember(self, ref: WorkerRef, chain: PromptChain, now: float) -> None:
         """Note that a worker has received a prompt."""
         hashes, counts = chain.hashes, chain.block_counts
+        if not hashes:
+            return  # What is set aside is bounded by its hashes.
         if len(hashes) > HASHES_OF_PROMPT_MAX:
             hashes, counts = hashes[7::8], counts[7::8]
         self._aside.append(_Aside(ref, hashes, counts, now))
