@@ -344,28 +344,6 @@ async def test_late_grant_of_a_released_lock_is_given_back() -> None:
 
 
 @virtual
-async def test_settled_lock_that_nobody_knows_of_ends_without_a_timer() -> None:
-    """Of a router that is alone: it is in nobody's way once its time has come, and goes with the next renewal."""
-    loop, timers = asyncio.get_running_loop(), []
-    locks = SingleFlight(None, _never, loop.time, router="r", clock_offset=lambda: 0.0, count=lambda _: None)
-    lock = locks.take("n", PROMPT, -1, "w1", loop.time() + 1.0)
-    assert lock is not None
-    call_later = loop.call_later
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "call_later", lambda *args: timers.append(args) or call_later(*args))
-        locks.settle(lock)
-    assert timers == []
-    assert locks.find("n", OTHER, -1) is not None
-    await asyncio.sleep(SETTLE_S + 0.01)
-    assert locks.find("n", OTHER, -1) is None
-    assert locks.take("n", PROMPT, -1, "w2", loop.time() + 1.0) is not None
-    assert len(locks) == 2
-    await locks.renew()
-    assert (len(locks), lock.released) == (1, True)
-    locks.check_invariants()
-
-
-@virtual
 async def test_who_waits_for_a_confirmed_lock_waits_for_its_end() -> None:
     """And is not woken by what woke those that had waited for the confirmation."""
     pair = Pair()
@@ -377,27 +355,6 @@ async def test_who_waits_for_a_confirmed_lock_waits_for_its_end() -> None:
     started = pair.now()
     await pair.a.wait(lock, started + 0.3)
     assert pair.now() - started == pytest.approx(0.3)
-
-
-@virtual
-async def test_who_waits_in_a_router_that_is_alone_is_woken_when_a_settled_lock_runs_out() -> None:
-    """Who began to wait before it was settled, and who has come since then."""
-    loop = asyncio.get_running_loop()
-    locks = SingleFlight(None, _never, loop.time, router="r", clock_offset=lambda: 0.0, count=lambda _: None)
-    for waits_before in (True, False):
-        lock = locks.take("n", PROMPT, -1, "w1", loop.time() + 1.0)
-        assert lock is not None
-        waiting = [asyncio.ensure_future(locks.wait(lock, loop.time() + 9))] if waits_before else []
-        await asyncio.sleep(0.5)
-        locks.settle(lock)
-        started = loop.time()
-        await (waiting[0] if waiting else locks.wait(lock, started + 9))
-        assert loop.time() - started == pytest.approx(SETTLE_S)
-        assert (len(locks), lock.released) == (0, True)
-
-
-async def _never(call: Callable[[], T], /) -> T:
-    raise AssertionError("there is no store")
 
 
 @virtual
