@@ -213,13 +213,17 @@ class Supervisor:
 
     def _keep_counts(self, child: Child, counted: bytes) -> bool:
         """Add what a child has counted to that of all, and say whether it is understood."""
+        # It may have run other code. Nobody's request is to fail for sums that lack something.
+        errors = (msgspec.MsgspecError, TypeError, ValueError, LookupError)
         try:
             self._ended.add(child.name, counted)
-            self._history.add(child.points, time.time())
-        except (msgspec.MsgspecError, TypeError, ValueError, LookupError) as exc:
-            # It may have run other code. Nobody's request is to fail for sums that lack something.
+        except errors as exc:
             logger.error("what process %s had counted is lost: %s", child.name, exc)
             return False
+        try:
+            self._history.add(child.points, time.time())
+        except errors as exc:
+            logger.error("how process %s had fared is lost: %s", child.name, exc)
         return True
 
     def _tell_ended(self, child: Child) -> None:

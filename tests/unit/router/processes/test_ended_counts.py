@@ -289,6 +289,17 @@ async def test_counts_that_are_not_understood_end_no_supervisor(tmp_path: Path, 
 
 
 @on_loop
+async def test_counts_of_a_process_are_told_even_if_how_it_fared_is_not_understood(tmp_path: Path) -> None:
+    """They are in the sums: who is not told would show less than before."""
+    child, other = Started(), Started()
+    child.counted, child.points = encoded(counts(2)), [b'[{"of": "other code"}]']
+    with supervising(tmp_path) as supervisor:
+        supervisor._alive = {cast(Child, other)}
+        supervisor._forget(cast(Child, child))
+    assert other.lines == [line_of("0.1", requests=2).decode().strip()]
+
+
+@on_loop
 async def test_process_that_is_started_is_told_of_those_that_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
