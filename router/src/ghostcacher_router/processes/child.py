@@ -8,8 +8,8 @@ They talk over a socket. The first message tells the child its seat and its sett
                           points P       as often: how it has fared since it said so last
                           said           its last client is gone: that was all; it waits for an `ended` with its name
     supervisor -> child   leave          another one has its slot: it accepts no more, and ends with its last client
-                          ended E        what those had counted, all together, that have ended before
-                          history P      how these had fared
+                          history P      how those had fared that have ended before
+                          ended E        what these had counted, all together; with the history before it
                           adopt I        slot I has no child: accept for it, too
                           return I       it has one again
 

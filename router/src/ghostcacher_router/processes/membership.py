@@ -7,12 +7,13 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from ghostcacher_connector.core.dashboard_api import HistoryPoint
 from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_router.ghostlock.sibling_locks import SiblingLocks
 from ghostcacher_router.http.proxy import HttpProxy
@@ -58,6 +59,8 @@ class Membership:
         self._left = self._said_all = self._alone = False
         self._points_until: float | None = None
         """The end of the last interval of which the supervisor was told, in seconds since 1970."""
+        self._ended_points: Sequence[HistoryPoint] = ()
+        """How those had fared that have ended, as the supervisor said last: it says next who they are."""
         self._whole: WholeRouter | None = None
 
     def __repr__(self) -> str:
@@ -167,9 +170,10 @@ class Membership:
             for server in self._servers.pop(int(what), ()):
                 proxy.stop_on(server)
         elif word == "ended" and self._whole is not None:
-            self._whole.ended = decoded_ended(what)
+            # At once: one of whom only the one is known would be counted twice in the other, or not at all.
+            self._whole.ended, self._whole.ended_points = decoded_ended(what), self._ended_points
         elif word == "history" and self._whole is not None:
-            self._whole.ended_points = decoded_points(what)
+            self._ended_points = decoded_points(what)
         elif word == "leave":
             self._left = True
             self._close_sockets()

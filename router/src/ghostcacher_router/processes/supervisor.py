@@ -227,10 +227,10 @@ class Supervisor:
         return True
 
     def _tell_ended(self, child: Child) -> None:
-        if self._ended:
-            child.tell(f"ended {self._ended.encoded().decode()}")
         if self._history:
             child.tell(f"history {self._history.encoded().decode()}")
+        if self._ended:
+            child.tell(f"ended {self._ended.encoded().decode()}")
 
     def _give_up_if_hopeless(self) -> None:
         if not self._slots.children and all(slot.failures >= FAILURES_MAX for slot in self._slots):

@@ -328,7 +328,7 @@ async def test_others_are_told_before_a_process_that_answers_still_is_let_go(tmp
     with supervising(tmp_path) as supervisor:
         supervisor._alive = {cast(Child, each) for each in (others[0], leaving, others[1])}
         supervisor._forget(cast(Child, leaving))
-    assert told == [(name, word) for name in ("0.1", "0.1", "1.2") for word in ("ended", "history")]
+    assert told == [(name, word) for name in ("0.1", "0.1", "1.2") for word in ("history", "ended")]
     assert not socket_of_it.exists()
 
 
