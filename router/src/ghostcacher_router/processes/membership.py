@@ -182,9 +182,8 @@ class Membership:
     async def _say_counted(self, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():
             await asyncio.sleep(COUNTED_S)
-            if (
-                not self._said_all and not writer.transport.get_write_buffer_size()
-            ):  # A supervisor that hangs has enough to read.
+            # A supervisor that hangs has enough to read.
+            if not self._said_all and not writer.transport.get_write_buffer_size():
                 writer.write(self._counted())
 
     async def _say_last(self, writer: asyncio.StreamWriter) -> None:

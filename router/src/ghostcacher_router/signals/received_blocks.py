@@ -54,8 +54,8 @@ class ReceivedBlocks:
         """Their hashes, in all."""
 
     def __repr__(self) -> str:
-        self._look_at_aside()
-        return f"ReceivedBlocks(hashes={sum(len(of) for each in (self._young, self._old) for of in each.values())})"
+        hashes = sum(len(of) for each in (self._young, self._old) for of in each.values())
+        return f"ReceivedBlocks(hashes={hashes}, aside={self._aside_count})"
 
     def blocks(self, ref: WorkerRef, chain: PromptChain, now: float) -> int:
         """Return how many blocks of a prompt a worker has received lately."""
