@@ -9,7 +9,7 @@ from typing import Any
 
 from ghostcacher_connector.slots import Generations, Slots
 from tests.integration.connector.enginesim import SimEngine
-from tests.integration.connector.prefix_numbers import expected_output
+from tests.integration.connector.prefix_numbers import expected_output, tokens_of
 from tests.integration.connector.simranks import SimRank
 
 OUTPUT_TOKENS = 6
@@ -113,6 +113,30 @@ def drive_until_wrong(engines: list[SimEngine], requests: int, source: Iterator[
         if any(engine.wrong for engine in engines):
             return
     raise AssertionError("no stale block was used; the torture proves nothing")
+
+
+def resume_after_preemption(owner: SimEngine, engine: SimEngine) -> None:
+    """Have an engine preempt requests for want of room whose prompts another one has; all that comes of them is right.
+
+    Where pulls are slow beside steps, few requests run at once: then more are asked for.
+    """
+    for turn in range(1, ROUNDS + 1):
+        texts = {f"r{turn}-{number}": tokens_of(100 * turn + number, 60) for number in range(6 * turn)}
+        for name, text in texts.items():
+            owner.add(name, text, max_tokens=2)
+            owner.run()
+            settled(owner)
+        for name, text in texts.items():
+            engine.add(name, text, max_tokens=60)
+        engine.run()
+        assert (owner.wrong, engine.wrong) == ([], [])
+        for each, tokens in (owner, 2), (engine, 60):
+            assert {name: each.outputs(name) for name in texts} == {
+                name: expected_output(text, tokens) for name, text in texts.items()
+            }
+        if any(request.num_preemptions for request in engine.requests.values()):
+            return
+    raise AssertionError(f"not within {ROUNDS} rounds: {engine.name} preempts a request")
 
 
 def bump_late(rank: SimRank) -> None:

@@ -20,7 +20,15 @@ from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
-from tests.integration.connector.simfleet import OUTPUT_TOKENS, ROUNDS, drive, meet, settled, wait_for
+from tests.integration.connector.simfleet import (
+    OUTPUT_TOKENS,
+    ROUNDS,
+    drive,
+    meet,
+    resume_after_preemption,
+    settled,
+    wait_for,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -88,23 +96,7 @@ def test_preempted_requests_resume_with_right_tokens(make: Make) -> None:
     """Requests that are preempted for want of room come back, are pulled for or recomputed, and are right."""
     a, b = make("a", blocks=40), make("b", blocks=20)
     meet(a, b)
-    # Where pulls are slow beside steps, few requests run at once: then more are asked for.
-    for turn in range(1, ROUNDS + 1):
-        texts = {f"r{turn}-{number}": tokens_of(100 * turn + number, 60) for number in range(6 * turn)}
-        for name, text in texts.items():
-            a.add(name, text, max_tokens=2)
-        a.run()
-        settled(a)
-        for name, text in texts.items():
-            b.add(name, text, max_tokens=60)
-        b.run()
-        assert b.wrong == []
-        assert {name: b.outputs(name) for name in texts} == {
-            name: expected_output(text, 60) for name, text in texts.items()
-        }
-        if any(request.num_preemptions for request in b.requests.values()):
-            break
-    assert sum(request.num_preemptions for request in b.requests.values()) > 0
+    resume_after_preemption(a, b)
     assert b.counted("gc_cache_hits_total") > 0
 
 

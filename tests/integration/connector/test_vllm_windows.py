@@ -25,6 +25,7 @@ from tests.integration.connector.simfleet import (
     drive,
     drive_until_wrong,
     meet,
+    resume_after_preemption,
     settled,
     wait_for,
 )
@@ -223,21 +224,7 @@ def test_windowed_requests_that_are_preempted_resume_with_right_tokens(
 ) -> None:
     """They come back in other slots, are pulled for or computed, and are right."""
     a, b = fleet(blocks=44)
-    # Where pulls are slow beside steps, few requests run at once: then more are asked for.
-    for turn in range(1, ROUNDS + 1):
-        texts = {f"r{turn}-{number}": tokens_of(100 * turn + number, 60) for number in range(6 * turn)}
-        for name, text in texts.items():
-            run(a, name, text, max_tokens=2)
-        for name, text in texts.items():
-            b.add(name, text, max_tokens=60)
-        b.run()
-        assert b.wrong == []
-        assert {name: b.outputs(name) for name in texts} == {
-            name: expected_output(text, 60) for name, text in texts.items()
-        }
-        if any(request.num_preemptions for request in b.requests.values()):
-            break
-    assert sum(request.num_preemptions for request in b.requests.values()) > 0
+    resume_after_preemption(a, b)
     assert b.counted("gc_cache_hits_total") > 0
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import pytest
 
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import Child
 from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX, ControlLines
 from ghostcacher_router.processes.ended_counts import Ended
-from ghostcacher_router.processes.membership import Membership, Told
-from ghostcacher_router.processes.seat import Seat
-from tests.support.kept_history import KeptHistory
+from ghostcacher_router.processes.membership import Told
 from tests.support.proxy_rig import on_loop
+from tests.support.router_child import member, supervised
 
 LIMIT = 16
 
@@ -71,26 +68,9 @@ async def test_line_that_is_too_long_and_breaks_off_is_no_line() -> None:
     assert await heard(b"first\n" + b"b" * 5 * LIMIT, 7) == [b"first\n"]
 
 
-class Running:
-    """A process that has not ended."""
-
-    pid = 1
-
-    async def wait(self) -> int:
-        await asyncio.Event().wait()
-        return 0
-
-
-class First(msgspec.Struct):
-    """The first message to it."""
-
-    name: str = "0.1"
-
-
 @on_loop
 async def test_supervisor_hears_a_process_after_a_line_that_is_too_long() -> None:
-    ours, theirs = socket.socketpair()
-    child = Child(cast(Any, First()), cast(Any, Running()), *await asyncio.open_connection(sock=ours, limit=LIMIT))
+    child, theirs = await supervised(limit=LIMIT)
     theirs.sendall(b"counted " + b"x" * 100 + b"\ncounted {}\nready\n")
     assert await child.wait_until_ready(60.0)
     assert child.counted == b"{}\n"
@@ -105,10 +85,7 @@ async def test_supervisor_hears_a_process_after_a_line_that_is_too_long() -> Non
 )
 async def test_process_hears_its_supervisor_after_what_it_does_not_understand(tmp_path: Path, line: bytes) -> None:
     """It would never leave otherwise."""
-    ours, theirs = socket.socketpair()
-    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    membership.whole(cast(Any, None), RouterMetrics(), KeptHistory(RouterMetrics()), list, shared=False)
-    _, writer = await asyncio.open_connection(sock=ours)
+    membership, _, _, writer = await member(tmp_path, RouterMetrics())
     left, ended = asyncio.Event(), asyncio.Event()
 
     async def leave() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.merging import counts_of, merged_metrics
 from ghostcacher_router.processes.child import COUNTED, SAID, Child
-from ghostcacher_router.processes.control_lines import LINE_BYTES_MAX
 from ghostcacher_router.processes.ended_counts import (
     Ended,
     EndedCounts,
@@ -34,7 +32,7 @@ from ghostcacher_router.processes.ended_counts import (
 )
 from ghostcacher_router.processes.ended_history import encoded_points
 from ghostcacher_router.processes.listeners import Listeners
-from ghostcacher_router.processes.membership import Membership, Told
+from ghostcacher_router.processes.membership import Told
 from ghostcacher_router.processes.seat import Seat
 from ghostcacher_router.processes.siblings import Answer, Question, Siblings
 from ghostcacher_router.processes.supervisor import Supervisor
@@ -42,6 +40,7 @@ from ghostcacher_router.processes.whole_router import WholeRouter
 from ghostcacher_router.types import Reason
 from tests.support.kept_history import KeptHistory
 from tests.support.proxy_rig import on_loop
+from tests.support.router_child import member, supervised
 
 STATS = LocalRequest("GET", "/gc/stats", "", {}, b"", None)
 SEAT = Seat(0, 1, 2, "r", "", ())
@@ -112,12 +111,8 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
 
     The others can ask it until they have been told: neither lack its counts, nor add them twice.
     """
-    ours, theirs = socket.socketpair()
     own = metrics(1)
-    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    local = cast(LocalEndpoints, Nothing())
-    whole = membership.whole(local, own, KeptHistory(own), lambda: ["a"], shared=False)
-    reader, writer = await asyncio.open_connection(sock=ours)
+    membership, whole, reader, writer = await member(tmp_path, own, local=cast(LocalEndpoints, Nothing()))
     ended = asyncio.Event()
 
     async def leave() -> None:
@@ -146,11 +141,8 @@ async def test_process_says_what_it_has_counted_and_adds_what_it_is_told(tmp_pat
 @on_loop
 async def test_process_that_is_ended_while_others_are_told_of_it_says_no_more(tmp_path: Path) -> None:
     """It would be counted twice."""
-    ours, theirs = socket.socketpair()
     own = metrics(1)
-    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    membership.whole(cast(LocalEndpoints, Nothing()), own, KeptHistory(own), lambda: ["a"], shared=False)
-    reader, writer = await asyncio.open_connection(sock=ours)
+    membership, _, reader, writer = await member(tmp_path, own)
     await membership.follow(cast(HttpProxy, None), Told(partial(asyncio.sleep, 0), lambda: None))
     writer.write(b"leave\n")
     await reader.readuntil(SAID + b"\n")
@@ -183,11 +175,8 @@ async def test_answer_of_a_process_that_has_counted_its_last_is_not_added(tmp_pa
 @on_loop
 async def test_process_that_is_ended_by_a_signal_says_what_it_has_counted(tmp_path: Path) -> None:
     """Whoever sends it: no word of the supervisor comes before that."""
-    ours, theirs = socket.socketpair()
     own = metrics(1)
-    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    membership.whole(cast(LocalEndpoints, Nothing()), own, KeptHistory(own), lambda: ["a"], shared=False)
-    reader, writer = await asyncio.open_connection(sock=ours)
+    membership, _, reader, writer = await member(tmp_path, own)
     await membership.follow(cast(HttpProxy, None), Told(asyncio.Event().wait, lambda: None))
     own.answered("/v1/completions", 200)
     await membership.stop()
@@ -196,25 +185,15 @@ async def test_process_that_is_ended_by_a_signal_says_what_it_has_counted(tmp_pa
     writer.close()
 
 
-class Gone:
-    """A process that has ended."""
-
-    async def wait(self) -> int:
-        return 0
-
-
-class First(msgspec.Struct):
-    """The first message to it."""
-
-    name: str = "0.1"
+async def gone() -> int:
+    """As a process is waited for that has ended."""
+    return 0
 
 
 @on_loop
 async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
     """They may be on their way still; a line that breaks off is none."""
-    ours, theirs = socket.socketpair()
-    connection = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
-    child = Child(cast(Any, First()), cast(Any, Gone()), *connection)
+    child, theirs = await supervised(gone)
     assert await child.ended == 0
     theirs.recv(1 << 16)
     last = b'{"a":"' + b"x" * (1 << 20) + b'"}\n'
@@ -232,8 +211,7 @@ async def test_last_words_of_a_process_are_heard_when_it_has_ended() -> None:
 @on_loop
 async def test_nobody_waits_for_last_words_of_a_process_that_has_ended() -> None:
     """Its side of the socket may be open still, in what it has started."""
-    ours, theirs = socket.socketpair()
-    child = Child(cast(Any, First()), cast(Any, Gone()), *await asyncio.open_connection(sock=ours))
+    child, theirs = await supervised(gone)
     async with asyncio.timeout(60):
         assert not await child.has_said_all(600.0)
     theirs.close()

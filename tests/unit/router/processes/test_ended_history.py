@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +16,16 @@ from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalR
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.processes import child, ended_history
-from ghostcacher_router.processes.child import POINTS, SAID, Child
+from ghostcacher_router.processes.child import POINTS, SAID
 from ghostcacher_router.processes.ended_counts import Ended
 from ghostcacher_router.processes.ended_history import EndedHistory, decoded_points, encoded_points
-from ghostcacher_router.processes.membership import Membership, Told
+from ghostcacher_router.processes.membership import Told
 from ghostcacher_router.processes.seat import Seat
 from ghostcacher_router.processes.siblings import Answer, Question, Siblings
 from ghostcacher_router.processes.whole_router import WholeRouter
 from tests.support.kept_history import KeptHistory
 from tests.support.proxy_rig import on_loop
+from tests.support.router_child import member, supervised
 
 SEAT = Seat(0, 1, 2, "r", "", ())
 
@@ -102,12 +102,9 @@ async def test_history_has_what_processes_did_that_have_ended(
 
 @on_loop
 async def test_process_says_how_it_has_fared_once_and_up_to_its_last_request(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair()
     metrics = RouterMetrics()
     kept = KeptHistory(metrics)
-    membership = Membership(Seat(0, 1, 2, "r", str(tmp_path), ()), theirs)
-    whole = membership.whole(cast(Any, None), metrics, kept, lambda: ["a"], shared=False)
-    reader, writer = await asyncio.open_connection(sock=ours)
+    membership, whole, reader, writer = await member(tmp_path, metrics, fared=kept)
 
     def serve(requests: int) -> None:
         kept.now += 5.0
@@ -135,26 +132,9 @@ async def test_process_says_how_it_has_fared_once_and_up_to_its_last_request(tmp
     writer.close()
 
 
-class Running:
-    """A process that has not ended."""
-
-    pid = 1
-
-    async def wait(self) -> int:
-        await asyncio.Event().wait()
-        return 0
-
-
-class First(msgspec.Struct):
-    """The first message to it."""
-
-    name: str = "0.1"
-
-
 @on_loop
 async def test_supervisor_keeps_how_a_process_has_fared_until_it_has_said_all() -> None:
-    ours, theirs = socket.socketpair()
-    process = Child(cast(Any, First()), cast(Any, Running()), *await asyncio.open_connection(sock=ours))
+    process, theirs = await supervised()
     theirs.sendall(b"ready\npoints [1]\ncounted {}\npoints [2]\nsaid\n")
     assert await process.has_said_all(60.0)
     assert list(process.points) == [b"[1]\n", b"[2]\n"]
